@@ -1,0 +1,24 @@
+"""Money moves exactly once.
+
+``faust -A streams_app COMMAND`` finds `app` here; agents and tables declare themselves on it::
+
+    from streams_app import app
+
+    visits = app.topic("visits", key_type=str, value_type=Visit)
+    counts = app.Table("counts", key_type=str, value_type=int, default=int)
+
+    @app.agent(visits)
+    async def count(stream):
+        async for page, visit in stream.items():
+            counts[page] += 1
+"""
+
+from streams_app.application import App
+from streams_app.commands import register
+from streams_app.dead_letters import set_aside
+from streams_app.partitioning import partition_of
+
+app = App("streams-app", processing_guarantee="exactly_once", autodiscover=["agents"])
+register(app)
+
+__all__ = ["App", "app", "partition_of", "set_aside"]

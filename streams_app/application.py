@@ -1,0 +1,146 @@
+"""The app: Faust's, with our engine under it."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, cast
+
+from faust.exceptions import ImproperlyConfigured
+from mode.utils.objects import cached_property
+
+from streams_app import table as tables
+from streams_app.engine import Engine
+from streams_app.events import Event
+from streams_app.faust_adapter import Consumer, HostApp, Stream, TableManager
+from streams_app.kafka import KafkaAddress
+from streams_app.provision import TopicSpec, create_topics
+from streams_app.settings import Settings
+from streams_app.slot import Slot, acquire
+from streams_app.topics import Topic
+
+#: Changelogs keep tombstones for a day, so that a store that was away for half of that may still be trusted.
+_CHANGELOG_CONFIG = {"delete.retention.ms": str(24 * 60 * 60 * 1000)}
+
+
+class App(HostApp):
+    """A Faust app whose ``processing_guarantee="exactly_once"`` holds.
+
+    Topic names, group, changelogs and transactional ids begin with the settings' ``kafka_prefix``.
+    """
+
+    slot: Slot
+
+    def __init__(
+        self,
+        id: str,
+        *,
+        settings: Settings | None = None,
+        processing_guarantee: str = "exactly_once",
+        **options: Any,
+    ) -> None:
+        if processing_guarantee != "exactly_once":
+            raise ImproperlyConfigured(
+                f"processing_guarantee={processing_guarantee!r}: only exactly_once is supported yet"
+            )
+        self.settings = settings or Settings.from_env()
+        #: Set from KAFKA_URL; the worker sets it to the embedded Kafka where that is unset.
+        self.kafka = KafkaAddress.parse(self.settings.kafka_url or "kafka://127.0.0.1:9092")
+        self.declared: dict[str, Topic] = {}
+        super().__init__(
+            f"{self.settings.kafka_prefix}{id}",
+            **{
+                "broker": self.kafka.urls,
+                "processing_guarantee": processing_guarantee,
+                "datadir": str(self.settings.datadir),
+                "store": "memory://",
+                "topic_partitions": self.settings.topic_partitions,
+                "topic_replication_factor": self.settings.topic_replication,
+                "stream_wait_empty": False,
+                "web_bind": "127.0.0.1",
+                "web_host": "127.0.0.1",
+                **({"web_port": self.settings.port} if self.settings.port else {}),
+                "Stream": Stream,
+                "Event": Event,
+                "Topic": Topic,
+                "Table": tables.Table,
+                "TableManager": TableManager,
+                "Worker": "streams_app.worker.Worker",
+                **options,
+            },
+        )
+
+    def use_kafka(self, address: KafkaAddress) -> None:
+        """Go to another Kafka than the settings said; before anything is started."""
+        if address == self.kafka:
+            return
+        self.kafka = address
+        with warnings.catch_warnings():
+            # Faust warns of parts that still use the old address: ours ask `kafka`, only the banner asks `broker`.
+            warnings.simplefilter("ignore")
+            self.conf.broker = cast(Any, address.urls)
+
+    @cached_property
+    def engine(self) -> Engine:
+        """What lies between fetch and commit."""
+        return Engine(self, beacon=self.beacon)
+
+    async def on_first_start(self) -> None:
+        """Take the slot; Faust's own folders are not needed."""
+        if not self.client_only:
+            self.slot = acquire(self.settings.datadir, self.conf.id, self.settings.slot)
+
+    async def maybe_start_producer(self) -> Any:
+        """The producer for sends from outside of agents."""
+        await self.producer.maybe_start()
+        return self.producer
+
+    def topic(self, *topics: str, internal: bool = False, **options: Any) -> Any:
+        """Declare topics; names of ours that do not carry the app's id get the prefix."""
+        own = f"{self.conf.id}-" if self.settings.kafka_prefix else None
+        names = [
+            name if internal or (own and name.startswith(own)) else self.settings.kafka_prefix + name for name in topics
+        ]
+        topic = super().topic(*names, internal=internal, **options)
+        if not internal:
+            for name in names:
+                self.declared.setdefault(name, cast(Topic, topic))
+        return topic
+
+    def Table(self, name: str, **options: Any) -> Any:
+        """Declare a transactional table; see `streams_app.table.Table`."""
+        config = {**_CHANGELOG_CONFIG, **options.pop("extra_topic_configs", {})}
+        return super().Table(name, extra_topic_configs=config, **options)
+
+    def GlobalTable(self, name: str, **options: Any) -> Any:
+        """Refused so far."""
+        raise ImproperlyConfigured(f"table {name}: global tables are not supported yet; use a Table")
+
+    def SetTable(self, name: str, **options: Any) -> Any:
+        """Refused so far."""
+        raise ImproperlyConfigured(f"table {name}: set tables are not supported yet; use a Table of lists")
+
+    def SetGlobalTable(self, name: str, **options: Any) -> Any:
+        """Refused so far."""
+        return self.SetTable(name, **options)
+
+    def partitions_of(self, topic: str) -> int | None:
+        """Number of partitions of a topic (its declared name, without prefix, will do), once the consumer knows it."""
+        count = self.consumer.topic_partitions
+        return count(topic) or count(self.settings.kafka_prefix + topic)
+
+    @property
+    def input(self) -> Consumer:
+        """The consumer, as the engine knows it."""
+        return cast(Consumer, self.consumer)
+
+    def transactional_tables(self) -> list[tables.Table]:
+        """All tables of the app."""
+        return [cast(tables.Table, table) for table in self.tables.values()]
+
+    def table_of_changelog(self, topic: str) -> tables.Table:
+        """The table behind a changelog topic."""
+        return next(table for table in self.transactional_tables() if table.changelog_topic_name == topic)
+
+    def create_topic(self, topic: str, partitions: int, replication: int, config: dict[str, str]) -> None:
+        """Create a topic if it is missing; blocks."""
+        create_topics(self.kafka, [TopicSpec(topic, partitions, replication, config)])

@@ -1,0 +1,101 @@
+"""How values become bytes and back: msgspec structs natively, everything else by Faust's codecs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import msgspec
+from faust.exceptions import KeyDecodeError, ValueDecodeError
+
+
+class UndecodableError(Exception):
+    """Input that cannot become an event; ``code`` and text are those of its dead letter."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class Codec(NamedTuple):
+    """A pair of functions; ``decode`` raises `UndecodableError`."""
+
+    encode: Callable[[Any], bytes]
+    decode: Callable[[bytes], Any]
+
+
+_encode_struct = msgspec.json.Encoder().encode
+
+
+def encode_struct(value: msgspec.Struct) -> bytes:
+    """A struct as JSON."""
+    return _encode_struct(value)
+
+
+def is_struct(kind: Any) -> bool:
+    """Whether ``kind`` is a msgspec struct type."""
+    return isinstance(kind, type) and issubclass(kind, msgspec.Struct)
+
+
+def struct_codec(kind: type[msgspec.Struct]) -> Codec:
+    """JSON of a struct type; its constraints are checked when decoding."""
+    decoder = msgspec.json.Decoder(kind).decode
+
+    def decode(data: bytes) -> Any:
+        try:
+            return decoder(data)
+        except msgspec.ValidationError as error:
+            raise UndecodableError("invalid", str(error)) from error
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise UndecodableError("malformed", str(error)) from error
+
+    return Codec(_encode_struct, decode)
+
+
+def _decode_text(data: bytes) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise UndecodableError("malformed", f"key: {error}") from error
+
+
+def key_codec(app: Any, kind: Any, serializer: Any = None) -> Codec:
+    """Keys: bytes as they are, text as UTF-8, others by Faust's ``serializer``."""
+    if serializer is None and kind is bytes:
+        return Codec(bytes, bytes)
+    if serializer is None and kind is str:
+        return Codec(str.encode, _decode_text)
+
+    def encode(key: Any) -> bytes:
+        data: bytes | None = app.serializers.dumps_key(kind, key, serializer=serializer)
+        if data is None:
+            raise TypeError("a key cannot be None")
+        return data
+
+    def decode(data: bytes) -> Any:
+        try:
+            return app.serializers.loads_key(kind, data, serializer=serializer)
+        except KeyDecodeError as error:
+            raise UndecodableError("malformed", f"key: {error}") from error
+
+    return Codec(encode, decode)
+
+
+def value_codec(app: Any, kind: Any, serializer: Any = None) -> Codec:
+    """Values: structs as JSON by msgspec, others by Faust's ``serializer``."""
+    if is_struct(kind):
+        return struct_codec(kind)
+
+    def encode(value: Any) -> bytes:
+        data: bytes | None = app.serializers.dumps_value(kind, value, serializer=serializer)
+        if data is None:
+            raise TypeError("a value cannot be None; delete the key instead")
+        return data
+
+    def decode(data: bytes) -> Any:
+        try:
+            return app.serializers.loads_value(kind, data, serializer=serializer)
+        except ValueDecodeError as error:
+            raise UndecodableError("malformed", str(error)) from error
+
+    return Codec(encode, decode)

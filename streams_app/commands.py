@@ -1,0 +1,109 @@
+"""The commands beside Faust's own: thin click functions around the modules that do the work.
+
+Exit codes: 0 good, 1 a guarantee or check failed, 2 wrong usage, 3 Kafka out of reach.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from faust.cli.base import cli
+from rich.console import Console
+from rich.table import Table
+
+from streams_app.embedded import EmbeddedKafka, run_foreground, shown_progress
+from streams_app.errors import ConfigurationError, KafkaUnreachable, StreamsAppError
+from streams_app.generate import Plan
+from streams_app.generate import generate as run_generate
+from streams_app.kafka import KafkaAddress
+from streams_app.provision import create_topics, required_topics
+from streams_app.provision import provision as run_provision
+from streams_app.settings import Settings
+
+if TYPE_CHECKING:
+    from streams_app.application import App
+
+_GOOD, _FAILED, _USAGE, _UNREACHABLE = 0, 1, 2, 3
+
+
+@contextlib.contextmanager
+def reached_kafka(settings: Settings) -> Iterator[KafkaAddress]:
+    """The Kafka of the settings, answering; where none is named the embedded one, started if need be."""
+    with contextlib.ExitStack() as held:
+        if settings.kafka_url is None:
+            with shown_progress() as progress:
+                embedded = held.enter_context(EmbeddedKafka.ensure(settings.datadir, progress=progress))
+            address = KafkaAddress.parse(embedded.url)
+        else:
+            address = KafkaAddress.parse(settings.kafka_url)
+        address.check()
+        yield address
+
+
+@contextlib.contextmanager
+def exit_codes() -> Iterator[None]:
+    """What went wrong, as one sentence and as the contract's exit code."""
+    try:
+        yield
+    except StreamsAppError as error:
+        click.echo(f"error: {error}", err=True)
+        code = {ConfigurationError: _USAGE, KafkaUnreachable: _UNREACHABLE}.get(type(error), _FAILED)
+        sys.exit(code)
+
+
+def console(*, plain: bool = False) -> Console:
+    """Where people read; with ``plain`` stdout is left to programs."""
+    return Console(stderr=plain)
+
+
+def register(app: App) -> None:
+    """Add the commands to ``faust -A streams_app``, for ``app``."""
+    settings = app.settings
+
+    @cli.command("broker")
+    @click.option("--brokers", type=click.Choice(["1", "3"]), default=None, help="One broker, or a cluster of three.")
+    @click.option("--datadir", type=click.Path(path_type=Path), default=settings.datadir, show_default=True)
+    @click.option("--port", type=click.IntRange(1, 65_533), default=None, help="9092, or the next free one.")
+    def broker(brokers: str | None, datadir: Path, port: int | None) -> None:
+        """Run the embedded Kafka in the foreground."""
+        sys.exit(run_foreground(datadir, port, None if brokers is None else int(brokers)))
+
+    @cli.command("provision")
+    @click.option("--check", is_flag=True, help="Create nothing.")
+    def provision(check: bool) -> None:
+        """Create the topics that are missing, compare those that exist, try a transaction."""
+        with exit_codes(), reached_kafka(settings) as address:
+            app.use_kafka(address)
+            findings = run_provision(app, check=check)
+        table = Table("", "state", "")
+        for finding in findings:
+            table.add_row(finding.subject, finding.state, "good" if finding.good else "NOT GOOD")
+        console().print(table)
+        sys.exit(_GOOD if all(finding.good for finding in findings) else _FAILED)
+
+    @cli.command("generate")
+    @click.argument("name")
+    @click.option("--count", type=click.IntRange(min=1), default=None, help="Records in all; without it, until Ctrl-C.")
+    @click.option("--rate", type=click.FloatRange(min=0, min_open=True), default=None, help="Records per second.")
+    @click.option("--keys", type=click.IntRange(min=1), default=1_000, show_default=True, help="Different keys.")
+    @click.option("--seed", type=int, default=1, show_default=True, help="The same seed gives the same records.")
+    def generate(name: str, count: int | None, rate: float | None, keys: int, seed: int) -> None:
+        """Write generated input NAME, as an agent registered it."""
+        with exit_codes():
+            plan = Plan(name, count, rate, keys, seed)
+            plan.generator  # noqa: B018 - an unknown name is said before Kafka is started
+            with reached_kafka(settings) as address, contextlib.suppress(KeyboardInterrupt):
+                app.use_kafka(address)
+                create_topics(address, required_topics(app))
+                run_generate(plan, address, settings.kafka_prefix, console=console())
+
+
+def print_json(document: Any) -> None:
+    """The verdict, alone on stdout."""
+    click.echo(json.dumps(document, indent=2))

@@ -1,0 +1,62 @@
+"""Dead letters: events set aside with the reason, in the transaction of their offset."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+from streams_app.batch import MAX_RECORD_BYTES
+from streams_app.events import current_event
+from streams_app.session import Output
+
+TOPIC = "dead-letters"
+_MESSAGE_CHARS = 500
+
+
+class Message(Protocol):
+    """The parts of a Kafka record that a dead letter keeps."""
+
+    topic: str
+    partition: int
+    offset: int
+    key: bytes | None
+    value: bytes | None
+    headers: Any
+
+
+def dead_letter(prefix: str, message: Message, code: str, text: str, attempts: int) -> Output:
+    """The record of the dead-letter topic for ``message``: key, value and headers as they came, and why."""
+    headers = [
+        *_pairs(message.headers),
+        ("dlq.topic", message.topic.encode()),
+        ("dlq.partition", str(message.partition).encode()),
+        ("dlq.offset", str(message.offset).encode()),
+        ("dlq.error", code.encode()),
+        ("dlq.message", text[:_MESSAGE_CHARS].encode()),
+        ("dlq.attempts", str(attempts).encode()),
+    ]
+    value = message.value
+    if value is not None and len(value) > MAX_RECORD_BYTES:
+        value = value[:MAX_RECORD_BYTES]
+    return Output(prefix + TOPIC, message.key, value, headers=headers)
+
+
+async def set_aside(code: str, message: str) -> None:
+    """Send the event in hand to the dead letters, as it came; the agent goes on with the next one.
+
+    ``code`` is a short word for programs, ``message`` a sentence for people.
+
+    Raises:
+        RuntimeError: there is no event in hand: only an agent sets events aside.
+    """
+    event = current_event()
+    if event is None or event.batch is None:
+        raise RuntimeError("set_aside() was called outside of an agent: there is no event to set aside")
+    app: Any = event.app
+    event.batch.send(dead_letter(app.settings.kafka_prefix, event.message, code, message, attempts=1))
+
+
+def _pairs(headers: Any) -> Iterable[tuple[str, bytes]]:
+    if not headers:
+        return []
+    return list(headers.items()) if isinstance(headers, dict) else list(headers)

@@ -1,0 +1,421 @@
+"""The engine: one coroutine that takes assignments one after the other, and batches one after the other.
+
+::
+
+    assignment ──> start ──> ┌─ fetch ──> deliver ──> agents done ──> commit ─┐ ──> over: next assignment
+                     ^       └───────────────────────────────────────────────┘
+                     └── after trouble with the brokers: drop the batch, start anew
+                             after an agent raised: drop the batch, rewind, deliver again
+
+One decider: rebalance callbacks only mark the assignment as revoked or lost; whether a batch commits is decided in `_finish`
+and nowhere else. Everything that blocks (librdkafka, RocksDB) runs in one thread, one call after the other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+from uuid import uuid4
+
+from aiokafka.errors import KafkaError as AioKafkaError
+from confluent_kafka import KafkaException
+from faust.types import TP
+from faust.types.tuples import Message
+from mode import Service
+
+from streams_app.batch import Batch
+from streams_app.codecs import UndecodableError
+from streams_app.commit import commit
+from streams_app.dead_letters import dead_letter
+from streams_app.errors import BatchError, DeadBatchError, KafkaUnreachable, PartitionsLost
+from streams_app.events import Event, current_event
+from streams_app.faust_adapter import Assignment, Fetched, routes_of
+from streams_app.offsets import Offsets
+from streams_app.session import Session
+from streams_app.start import Start
+from streams_app.store import Store, store_path
+
+if TYPE_CHECKING:
+    from streams_app.application import App
+
+T = TypeVar("T")
+
+_FETCH_WAIT_MS = 500
+_FIRST_CHUNK_EVENTS, _LARGEST_CHUNK_EVENTS = 128, 4_096
+#: Outputs and table writes wait in memory until the barrier: at this many the batch is full.
+_BATCH_MAX_OUTPUTS = 200_000
+_RETRY_S, _LONGEST_RETRY_S = 0.1, 5.0
+#: A second fence within this time means that somebody else runs under our transactional id: take a fresh one.
+_FENCE_WINDOW_S = 60.0
+_FINISH_S = 8.0
+
+
+class Engine(Service):
+    """See the module."""
+
+    def __init__(self, app: App, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.app = app
+        #: Set when the first assignment has started.
+        self.ready = asyncio.Event()
+        #: Committed batches and events, and dropped batches by reason; for the log and the web.
+        self.figures: Counter[str] = Counter()
+        self._assignment: Assignment | None = None
+        self._assigned = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._finishing = asyncio.Event()
+        self._positions: dict[TP, int] = {}
+        self._attempts: Counter[tuple[TP, int]] = Counter()
+        self._last_words: dict[tuple[TP, int], str] = {}
+        self._chunk_events = _FIRST_CHUNK_EVENTS
+        self._fenced_at_s = -_FENCE_WINDOW_S
+        self._retry_s = _RETRY_S
+        self._stores: dict[TP, Store] = {}
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="commit")
+
+    async def on_start(self) -> None:
+        app = self.app
+        config = app.kafka.librdkafka()
+        self._session = Session(
+            config, f"{app.conf.id}-{app.slot.name}", timeout_s=app.settings.transaction_timeout_ms / 1000
+        )
+        self._start_of_partitions = Start(
+            Offsets(config, app.conf.id),
+            self._session,
+            partial(fence, config, self._session),
+            app.kafka.aiokafka(),
+            from_latest=str(app.conf.consumer_auto_offset_reset) == "latest",
+        )
+
+    async def finish(self) -> None:
+        """Commit what is in hand and take nothing new; bounded."""
+        self._finishing.set()
+        try:
+            await asyncio.wait_for(self._idle.wait(), _FINISH_S)
+        except TimeoutError:
+            self.log.warning("the batch in hand did not finish in %g s; it will be processed again", _FINISH_S)
+            if self._assignment is not None:
+                self._assignment.end(lost=True)
+
+    async def on_stop(self) -> None:
+        self._thread.shutdown(wait=True)
+        self._session.close()
+        for store in self._stores.values():
+            store.close()
+        self._stores.clear()
+
+    # -- Called by the rebalance listener. They mark; they decide nothing.
+
+    async def on_revoked(self, *, lost: bool) -> None:
+        """An assignment ends. Waits, for a bounded time, until its batch is committed or dropped."""
+        self.app.on_rebalance_start()
+        if self._assignment is None:
+            return
+        self._assignment.end(lost=lost)
+        try:
+            await asyncio.wait_for(self._idle.wait(), 2 * self.app.settings.revoke_timeout_ms / 1000)
+        except TimeoutError:
+            self._assignment.end(lost=True)
+
+    def on_assigned(self, assignment: Assignment) -> None:
+        """An assignment begins."""
+        self._assignment = assignment
+        if not self._finishing.is_set():
+            self._idle.clear()
+        self._assigned.set()
+
+    # -- Called when an agent raised.
+
+    def on_agent_error(self, agent: str, error: BaseException) -> None:
+        """Fail the batch of the event in hand, unless the error is not the event's fault."""
+        event = current_event()
+        if (
+            event is None
+            or event.batch is None
+            or isinstance(error, DeadBatchError)
+            or not isinstance(error, Exception)
+        ):
+            return
+        at = event.message.tp, event.message.offset
+        self._attempts[at] += 1
+        self._last_words[at] = f"{agent}: {type(error).__name__}: {error}"
+        event.batch.fail(event)
+
+    # -- The coroutine.
+
+    @Service.task
+    async def _take_assignments(self) -> None:
+        while not self.should_stop:
+            self._assigned.clear()
+            assignment = self._assignment
+            if assignment is not None and not assignment.over.is_set():
+                self._idle.clear()
+                await self._serve(assignment)
+            self._idle.set()
+            if self._finishing.is_set():
+                return
+            await self._first_of(self._assigned.wait(), self._finishing.wait())
+
+    async def _serve(self, assignment: Assignment) -> None:
+        """Start the partitions and work on them until they are gone."""
+        while not self._is_over(assignment):
+            try:
+                await self._start_partitions(assignment)
+                await self._work(assignment)
+            except PartitionsLost as error:
+                self.log.info("partitions lost: %s", error)
+                assignment.lost = True
+                # Membership is aiokafka's: it rejoins when a heartbeat tells it so. If it is told otherwise, start anew.
+                await self._first_of(assignment.over.wait(), asyncio.sleep(self.app.settings.session_timeout_ms / 1000))
+                assignment.lost = assignment.over.is_set()
+            except (BatchError, KafkaUnreachable, KafkaException, AioKafkaError) as error:
+                name = type(error).__name__
+                self.log.warning("starting the partitions anew in %g s, after %s: %s", self._retry_s, name, error)
+                self.figures[name] += 1
+                self._keep_apart()
+                await self._first_of(assignment.over.wait(), asyncio.sleep(self._retry_s))
+                self._retry_s = min(2 * self._retry_s, _LONGEST_RETRY_S)
+
+    def _keep_apart(self) -> None:
+        """A second fence within a minute: somebody else runs under our transactional id (a copied slot). Leave it to them."""
+        if not self._session.fenced:
+            return
+        now_s = time.monotonic()
+        if now_s - self._fenced_at_s < _FENCE_WINDOW_S:
+            self._session.rename(f"{self.app.conf.id}-{self.app.slot.name}-{uuid4().hex[:8]}")
+            self.log.error(
+                "fenced twice: another worker uses the same slot name; going on as %s", self._session.transactional_id
+            )
+        self._fenced_at_s = now_s
+
+    def _is_over(self, assignment: Assignment) -> bool:
+        return assignment.over.is_set() or self._finishing.is_set() or self.should_stop
+
+    async def _start_partitions(self, assignment: Assignment) -> None:
+        """See start.py; then set positions and let the input flow."""
+        started_s = time.monotonic()
+        changelogs = {tp for tp in assignment.partitions if tp.topic in self.app.tables.changelog_topics}
+        inputs = sorted(assignment.partitions - changelogs)
+        await self._in_thread(self._open_stores, changelogs)
+        started = await self._in_thread(
+            self._start_of_partitions.run,
+            assignment.pin,
+            inputs,
+            self._stores,
+            lambda: self._is_over(assignment),
+        )
+        self._show_stores()
+        self._positions = {TP(*tp): offset for tp, offset in started.positions.items()}
+        await self.app.input.seek_all(self._positions)
+        self.log.info(
+            "%d partitions started in %.2f s, %d records restored (generation %d)",
+            len(inputs),
+            time.monotonic() - started_s,
+            started.restored_records,
+            assignment.pin.generation,
+        )
+        self.app.flow_control.resume()
+        if self.app.rebalancing:
+            self.app.on_rebalance_end()
+        self.ready.set()
+
+    def _open_stores(self, changelogs: set[TP]) -> None:
+        """In the thread: close the stores of partitions that are gone, open those that came."""
+        topic_ids = self._start_of_partitions.topic_ids({tp.topic for tp in changelogs})
+        for tp in self._stores.keys() - changelogs:
+            self._stores.pop(tp).close()
+        for tp in changelogs:
+            store = self._stores.get(tp)
+            if store is None:
+                table = self.app.table_of_changelog(tp.topic)
+                path = store_path(self.app.slot.folder, table.name, tp.partition)
+                self._stores[tp] = Store.trusted(path, topic_id=topic_ids[tp.topic], expires_ms=table.expires_ms)
+            else:
+                store.topic_id = topic_ids[tp.topic]
+
+    def _show_stores(self) -> None:
+        """Let the tables see the stores."""
+        for table in self.app.transactional_tables():
+            table.data.partitions = {
+                tp.partition: store for tp, store in self._stores.items() if tp.topic == table.changelog_topic_name
+            }
+
+    async def _work(self, assignment: Assignment) -> None:
+        while not self._is_over(assignment):
+            fetched = await self._fetch(assignment, _FETCH_WAIT_MS)
+            if fetched is None or not fetched.records:
+                continue
+            batch = Batch(fetched.pin)
+            try:
+                await self._fill(batch, fetched, assignment)
+                await self._finish(batch, assignment)
+            except BaseException:
+                self._drop(batch)
+                raise
+
+    async def _fetch(self, assignment: Assignment, wait_ms: int) -> Fetched | None:
+        """Records, or None if the assignment ended first."""
+        partitions = list(self._positions)
+        if not partitions:
+            await self._first_of(assignment.over.wait(), self._finishing.wait())
+            return None
+        fetch = asyncio.ensure_future(self.app.input.fetch(partitions, wait_ms, self._chunk_events))
+        await self._first_of(fetch, assignment.over.wait(), self._finishing.wait())
+        # Records of a fetch that was cut short are not lost: whoever owns the partition next starts at a stable offset.
+        return fetch.result() if fetch.done() and not fetch.cancelled() else None
+
+    async def _fill(self, batch: Batch, fetched: Fetched | None, assignment: Assignment) -> None:
+        """Deliver chunk after chunk until the input is drained, the interval over, or the batch full."""
+        interval_s = self.app.settings.commit_interval_ms / 1000
+        until_s = time.monotonic() + interval_s
+        while fetched is not None:
+            if fetched.pin != batch.pin:
+                raise PartitionsLost(f"fetched under {fetched.pin}, into a batch of {batch.pin}")
+            chunk_started_s = time.monotonic()
+            self._deliver(batch, fetched)
+            await self._settle(batch, assignment)
+            now_s = time.monotonic()
+            self._adapt_chunk(now_s - chunk_started_s, interval_s)
+            if batch.pending or batch.failure or fetched.drained or now_s >= until_s or self._is_full(batch):
+                return
+            fetched = await self._fetch(assignment, int((until_s - now_s) * 1000))
+
+    def _adapt_chunk(self, took_s: float, interval_s: float) -> None:
+        """Slow agents get few events at a time, so that a batch stays near its interval; quick ones many."""
+        if took_s > interval_s:
+            self._chunk_events = max(1, self._chunk_events // 2)
+        elif took_s < interval_s / 4:
+            self._chunk_events = min(2 * self._chunk_events, _LARGEST_CHUNK_EVENTS)
+
+    def _is_full(self, batch: Batch) -> bool:
+        return batch.events >= self.app.settings.batch_max_events or len(batch.outputs) >= _BATCH_MAX_OUTPUTS
+
+    def _deliver(self, batch: Batch, fetched: Fetched) -> None:
+        """Put the records, as events of the batch, into the queues of the agents."""
+        app, generation = self.app, fetched.pin.generation
+        for tp, records in fetched.records.items():
+            routes = routes_of(app, tp)
+            for record in records:
+                message = Message(
+                    tp.topic,
+                    tp.partition,
+                    record.offset,
+                    record.timestamp / 1000,
+                    record.timestamp_type,
+                    record.headers,
+                    record.key,
+                    record.value,
+                    None,
+                    tp=tp,
+                    generation_id=generation,
+                )
+                reason = self._reason_to_set_aside(tp, record.offset) if self._attempts else None
+                if reason is not None:
+                    self._set_aside(batch, message, *reason)
+                    continue
+                for decode, put in routes:
+                    try:
+                        key, value = decode(message)
+                    except UndecodableError as error:
+                        self._set_aside(batch, message, error.code, str(error), 1)
+                        break
+                    event = Event(app, key, value, record.headers, message)
+                    event.batch = batch
+                    batch.add()
+                    put(event)
+            batch.consumed[tp] = fetched.positions[tp]
+
+    def _reason_to_set_aside(self, tp: TP, offset: int) -> tuple[str, str, int] | None:
+        attempts = self._attempts[tp, offset]
+        if attempts < self.app.settings.max_attempts:
+            return None
+        return "agent_error", self._last_words[tp, offset], attempts
+
+    def _set_aside(self, batch: Batch, message: Message, code: str, text: str, attempts: int) -> None:
+        self.log.warning("%s-%d@%d is set aside: %s: %s", message.topic, message.partition, message.offset, code, text)
+        self.figures["dead_letters"] += 1
+        batch.send(dead_letter(self.app.settings.kafka_prefix, message, code, text, attempts))
+
+    async def _settle(self, batch: Batch, assignment: Assignment) -> None:
+        """The barrier: wait until all delivered events are done; when the assignment ends, not for long."""
+        if not batch.pending or batch.failure:
+            return
+        settled = asyncio.ensure_future(batch.settled())
+        await self._first_of(settled, assignment.over.wait(), keep=settled)
+        if not settled.done() and not assignment.lost:
+            await asyncio.wait({settled}, timeout=self.app.settings.revoke_timeout_ms / 1000)
+        settled.cancel()
+
+    async def _finish(self, batch: Batch, assignment: Assignment) -> None:
+        """The one place that decides what becomes of a batch."""
+        want_commit = not batch.pending and batch.failure is None
+        can_commit = batch.pin.is_valid and batch.pin == assignment.pin and not assignment.lost
+        self.log.debug("batch of %d events: want_commit=%s can_commit=%s", batch.events, want_commit, can_commit)
+        if not can_commit:
+            raise PartitionsLost(f"the batch was fetched under {batch.pin}, the assignment is {assignment.pin}")
+        if want_commit:
+            await self._in_thread(self._commit, batch)
+            self._committed(batch)
+        elif batch.failure is not None:
+            self._drop(batch)
+            self._chunk_events = min(self._chunk_events, _FIRST_CHUNK_EVENTS)
+            await self.app.input.seek_all(self._positions)
+        else:
+            raise PartitionsLost(f"{batch.pending} of {batch.events} events were not done when the assignment ended")
+
+    def _commit(self, batch: Batch) -> None:
+        """In the thread."""
+        if self._session.broken:
+            self._session.open()
+        commit(batch, self._session, int(time.time() * 1000))
+
+    def _committed(self, batch: Batch) -> None:
+        for (topic, partition), offset in batch.consumed.items():
+            self._positions[TP(topic, partition)] = offset
+        if self._attempts:
+            for at in [at for at in self._attempts if at[1] < self._positions.get(at[0], 0)]:
+                del self._attempts[at]
+                self._last_words.pop(at, None)
+        self._retry_s = _RETRY_S
+        self.figures["batches"] += 1
+        self.figures["events"] += batch.events
+        for callback in batch.callbacks:
+            callback()
+
+    def _drop(self, batch: Batch) -> None:
+        """Nothing of the batch may go on: not its writes, not its events on their way to agents."""
+        if not batch.dead:
+            self.figures["dropped_batches"] += 1
+            batch.drop()
+        self.app.flow_control.clear()
+
+    async def _in_thread(self, function: Callable[..., T], *args: Any) -> T:
+        """Run in the engine's thread; once begun it is waited for, even if we are cancelled: it may be a commit."""
+        future = asyncio.get_running_loop().run_in_executor(self._thread, partial(function, *args))
+        return await asyncio.shield(future)
+
+    async def _first_of(self, *awaitables: Any, keep: Any = None) -> None:
+        futures = [asyncio.ensure_future(each) for each in awaitables]
+        try:
+            await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for future in futures:
+                if future is not keep and not future.done():
+                    future.cancel()
+
+
+def fence(config: dict[str, Any], own: Session, transactional_id: str) -> None:
+    """End the transaction that a dead worker left pending, by taking over its transactional id for a moment."""
+    if transactional_id == own.transactional_id:
+        return  # opening our own session has done that
+    session = Session(config, transactional_id)
+    try:
+        session.open()
+    finally:
+        session.close()

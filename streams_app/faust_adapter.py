@@ -1,0 +1,472 @@
+"""Where we touch what Faust and aiokafka keep private. The only such module; tests/test_adapter.py pins each name.
+
+Faust keeps agents, streams, channels, the assignor, the group membership and the web server. What lies between a fetched
+record and its commit is taken from it here, through its own seams: a `Transport` with `Consumer`, `Producer` and conductor,
+a `TableManager`, and a `Stream` that acknowledges an event after the agent is through with it, not in a ``finally``.
+
+The consumer runs in a thread with an event loop of its own (heartbeats go on while agents work). Its rebalance listener
+decides nothing: it tells the engine that an assignment has ended or begun, and waits a bounded time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import weakref
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
+
+import aiokafka
+import faust
+from aiokafka.abc import ConsumerRebalanceListener
+from aiokafka.errors import KafkaError
+from aiokafka.protocol.group import LeaveGroupRequest
+from confluent_kafka import KafkaException
+from confluent_kafka import Producer as ConfluentProducer
+from faust.exceptions import ImproperlyConfigured, Skip
+from faust.streams import _current_event
+from faust.tables.manager import TableManager as FaustTableManager
+from faust.transport.drivers import aiokafka as driver
+from faust.types import TP, Message
+from mode.utils.futures import maybe_async
+
+from streams_app.events import Event
+from streams_app.partitioning import partition_of
+from streams_app.session import Pin
+
+if TYPE_CHECKING:
+    from streams_app.application import App
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+_METADATA_MAX_AGE_MS = 60_000
+#: Events that an agent may take in a row before the loop's other tasks get a turn.
+_EVENTS_A_TURN = 64
+_NOTHING = object()
+
+
+class Fetched(NamedTuple):
+    """Records and the membership they were fetched under, taken in one step of the consumer's thread."""
+
+    pin: Pin
+    records: Mapping[TP, list[Any]]
+    #: Next offset to read, behind transaction markers too.
+    positions: dict[TP, int]
+    #: Nothing more to read at the moment.
+    drained: bool
+
+
+class Assignment:
+    """Partitions and the membership under which they are ours."""
+
+    def __init__(self, pin: Pin, partitions: frozenset[TP]) -> None:
+        self.pin = pin
+        self.partitions = partitions
+        #: Ours to give back: what is in hand may still be committed.
+        self.revoked = False
+        #: Gone already: what is in hand is somebody else's to do again.
+        self.lost = False
+        self.over = asyncio.Event()
+
+    def end(self, *, lost: bool) -> None:
+        """The assignment is over."""
+        self.revoked = True
+        self.lost = self.lost or lost
+        self.over.set()
+
+
+class _Listener(ConsumerRebalanceListener):
+    """Runs in the consumer's thread. aiokafka logs and swallows what a listener raises, so nothing here may pass unseen."""
+
+    def __init__(self, thread: ConsumerThread) -> None:
+        self._thread = thread
+
+    async def on_partitions_revoked(self, revoked: Iterable[Any]) -> None:
+        thread = self._thread
+        lost = not thread.live_pin().is_valid
+        await thread.guarded(thread.call_main(thread.app.engine.on_revoked(lost=lost)))
+
+    async def on_partitions_assigned(self, assigned: Iterable[Any]) -> None:
+        thread = self._thread
+        # Nothing may be fetched before the engine has restored tables and set positions.
+        thread.kafka.pause(*assigned)
+        partitions = frozenset(TP(tp.topic, tp.partition) for tp in assigned)
+        pin = thread.live_pin()
+        thread.app.slot.member_id = pin.member_id
+        await thread.guarded(thread.call_main(thread.on_assigned(Assignment(pin, partitions))))
+
+
+class ConsumerThread(driver.AIOKafkaConsumerThread):
+    """aiokafka's consumer in its thread."""
+
+    app: App
+
+    @property
+    def kafka(self) -> aiokafka.AIOKafkaConsumer:
+        """The consumer itself, to be used in this thread only."""
+        return self._ensure_consumer()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.app = cast("App", self.consumer.app)
+        self._rebalance_listener = _Listener(self)
+
+    def _create_worker_consumer(self, transport: Any) -> aiokafka.AIOKafkaConsumer:
+        conf, settings = self.app.conf, self.app.settings
+        if conf.consumer_group_instance_id:
+            raise ImproperlyConfigured(
+                "consumer_group_instance_id (static membership) is not supported: a member that comes back under the same "
+                "name and generation could not be told from its zombie"
+            )
+        return aiokafka.AIOKafkaConsumer(
+            **self.app.kafka.aiokafka(),
+            client_id=conf.broker_client_id,
+            group_id=conf.id,
+            partition_assignment_strategy=[self.app.assignor],
+            enable_auto_commit=False,
+            # We set every position ourselves. An offset out of range is an error, not a reason to start over.
+            auto_offset_reset="none",
+            isolation_level="read_committed",
+            max_poll_interval_ms=int((conf.broker_max_poll_interval or 1000) * 1000),
+            max_partition_fetch_bytes=conf.consumer_max_fetch_size,
+            fetch_max_wait_ms=500,
+            request_timeout_ms=int(conf.broker_request_timeout * 1000),
+            session_timeout_ms=settings.session_timeout_ms,
+            rebalance_timeout_ms=settings.session_timeout_ms * 3,
+            heartbeat_interval_ms=min(1_000, settings.session_timeout_ms // 3),
+            metadata_max_age_ms=_METADATA_MAX_AGE_MS,
+        )
+
+    async def on_start(self) -> None:
+        await super().on_start()
+        member_id = None if self.app.client_only else self.app.slot.member_id
+        if member_id:
+            await self._leave_for(member_id)
+
+    async def on_thread_stop(self) -> None:
+        await super().on_thread_stop()
+        if not self.app.client_only:
+            self.app.slot.member_id = None
+
+    async def _leave_for(self, member_id: str) -> None:
+        """Leave the group for this slot's dead predecessor: without that, everybody waits for its session to end."""
+        coordinator = self.kafka._coordinator
+        try:
+            await asyncio.wait_for(coordinator.ensure_coordinator_known(), timeout=5)
+            await coordinator._send_req(LeaveGroupRequest(self.app.conf.id, member_id))
+        except (KafkaError, TimeoutError) as error:
+            log.warning("could not leave the group for %s, its session will time out: %s", member_id, error)
+
+    def live_pin(self) -> Pin:
+        """The membership as it is now."""
+        coordinator = self.kafka._coordinator
+        return Pin(self.app.conf.id, coordinator.generation, coordinator.member_id)
+
+    async def fetch(self, partitions: list[TP], wait_ms: int, max_records: int) -> Fetched:
+        """Wait at most ``wait_ms`` for records."""
+        kafka_tps = [aiokafka.TopicPartition(*tp) for tp in partitions]
+        records = await self.kafka.getmany(*kafka_tps, timeout_ms=wait_ms, max_records=max_records)
+        # No await from here on: records, pin and positions belong together.
+        state = self.kafka._subscription.subscription.assignment.state_value
+        positions, drained = {}, True
+        for tp, kafka_tp in zip(partitions, kafka_tps, strict=True):
+            at = state(kafka_tp)
+            if at is None or not at.has_valid_position:
+                continue
+            positions[tp] = at.position
+            drained = drained and at.position >= (at.lso or 0)
+        found = {TP(tp.topic, tp.partition): chunk for tp, chunk in records.items()}
+        return Fetched(self.live_pin(), found, positions, drained)
+
+    async def seek_all(self, positions: Mapping[TP, int]) -> None:
+        """Set positions and let them flow; what was fetched ahead is forgotten."""
+        for tp, offset in positions.items():
+            kafka_tp = aiokafka.TopicPartition(*tp)
+            self.kafka.seek(kafka_tp, offset)
+            self.kafka.resume(kafka_tp)
+
+    async def on_assigned(self, assignment: Assignment) -> None:
+        """In the main thread: tell Faust's parts, then the engine."""
+        app = self.app
+        app.consumer_generation_id = assignment.pin.generation
+        partitions = set(assignment.partitions)
+        revoked, newly_assigned = app._update_assignment(partitions)
+        await app.agents.on_rebalance(revoked, newly_assigned)
+        await app.topics.on_partitions_assigned(partitions)
+        app.on_rebalance_return()
+        app.engine.on_assigned(assignment)
+
+    async def call_main(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run in the main thread."""
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(coroutine, self.parent_loop))
+
+    async def call_here(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run in this thread, called from the main thread."""
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(coroutine, self.thread_loop))
+
+    async def guarded(self, awaitable: Awaitable[None]) -> None:
+        """What a listener raises ends the worker, where aiokafka would go on without it."""
+        try:
+            await awaitable
+        except Exception as error:
+            asyncio.run_coroutine_threadsafe(self.app.crash(error), self.parent_loop)
+            raise
+
+    def verify_event_path(self, now: float, tp: TP) -> None:
+        """Faust's watch over its own path of events, which is not ours."""
+
+
+class Consumer(driver.Consumer):
+    """Faust's consumer, of which the engine uses thread and membership."""
+
+    app: App
+    _thread: ConsumerThread
+
+    def _new_consumer_thread(self) -> ConsumerThread:
+        return ConsumerThread(self, loop=self.loop, beacon=self.beacon)
+
+    def on_init_dependencies(self) -> list[Any]:
+        return []
+
+    async def fetch(self, partitions: list[TP], wait_ms: int, max_records: int) -> Fetched:
+        """See `ConsumerThread.fetch`."""
+        return await self._thread.call_here(self._thread.fetch(partitions, wait_ms, max_records))
+
+    async def seek_all(self, positions: Mapping[TP, int]) -> None:
+        """See `ConsumerThread.seek_all`."""
+        await self._thread.call_here(self._thread.seek_all(positions))
+
+    async def commit(self, topics: Any = None, start_new_transaction: bool = True) -> bool:
+        """The engine commits, nobody else."""
+        return False
+
+    async def on_stop(self) -> None:
+        cast(driver.Transport, self.transport)._topic_waiters.clear()
+
+    async def verify_all_partitions_active(self) -> None:
+        """Faust's watch over its own path of events, which is not ours."""
+
+
+class Producer(faust.transport.base.Producer):
+    """For what is sent from outside of agents (a timer, a web request): idempotent, acknowledged by all replicas.
+
+    Never a part of somebody else's transaction.
+    """
+
+    app: App
+    _kafka: ConfluentProducer | None = None
+
+    async def on_start(self) -> None:
+        await super().on_start()
+        self._ensure()
+
+    def _ensure(self) -> ConfluentProducer:
+        if self._kafka is None:
+            self._kafka = ConfluentProducer(
+                {
+                    **self.app.kafka.librdkafka(),
+                    "enable.idempotence": True,
+                    "acks": "all",
+                    "partitioner": "murmur2_random",
+                    "linger.ms": 1,
+                }
+            )
+            self.add_future(self._poll())
+        return self._kafka
+
+    async def _poll(self) -> None:
+        while not self.should_stop:
+            cast(ConfluentProducer, self._kafka).poll(0)
+            await asyncio.sleep(0.005)
+
+    async def send(
+        self,
+        topic: str,
+        key: bytes | None,
+        value: bytes | None,
+        partition: int | None,
+        timestamp: float | None,
+        headers: Any,
+        *,
+        transactional_id: str | None = None,
+    ) -> Awaitable[Any]:
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+        def on_delivery(error: Any, message: Any) -> None:
+            if future.done():
+                return
+            if error is not None:
+                future.set_exception(KafkaException(error))
+                return
+            future.set_result(record_metadata(topic, message.partition(), message.offset(), timestamp))
+
+        self._ensure().produce(
+            topic,
+            value,
+            key,
+            -1 if partition is None else partition,
+            on_delivery=on_delivery,
+            timestamp=int(timestamp * 1000) if timestamp else 0,
+            headers=list(headers.items()) if isinstance(headers, dict) else headers,
+        )
+        return future
+
+    async def send_and_wait(self, *args: Any, **kwargs: Any) -> Any:
+        return await (await self.send(*args, **kwargs))
+
+    async def flush(self) -> None:
+        if self._kafka is not None:
+            await asyncio.get_running_loop().run_in_executor(None, self._kafka.flush, 10.0)
+
+    async def on_stop(self) -> None:
+        await self.flush()
+
+    async def create_topic(self, topic: str, partitions: int, replication: int, **options: Any) -> None:
+        config = {name: str(value) for name, value in (options.get("config") or {}).items()}
+        if options.get("compacting"):
+            config["cleanup.policy"] = "compact,delete" if options.get("deleting") else "compact"
+        await asyncio.to_thread(self.app.create_topic, topic, partitions, replication, config)
+
+    def key_partition(self, topic: str, key: bytes) -> TP:
+        count = self.app.partitions_of(topic)
+        return TP(topic, partition_of(key, count or self.app.conf.topic_partitions))
+
+    def supports_headers(self) -> bool:
+        return True
+
+
+class Transport(driver.Transport):
+    """Faust's seam for all of the above."""
+
+    Consumer = Consumer
+    Producer = Producer
+
+
+class TableManager(FaustTableManager):
+    """Registers the changelogs with the group; restoring them is the engine's."""
+
+    app: App
+
+    async def on_start(self) -> None:
+        await self._update_channels()
+        await self.add_runtime_dependency(self.app.engine)
+
+    async def on_stop(self) -> None:
+        for table in self.values():
+            await table.stop()
+
+    async def wait_until_recovery_completed(self) -> bool:
+        """Wait until the first assignment has started; True: stopped before."""
+        return bool(await self.wait_for_stopped(self.app.engine.ready.wait()))
+
+
+class Stream(faust.Stream[Any]):
+    """A stream that acknowledges an event when the agent asks for the next one.
+
+    Faust does so in a ``finally``: there, an event whose agent raised would count as done.
+    """
+
+    _iteration: object = None
+
+    def __aiter__(self) -> AsyncIterator[Any]:
+        iterator = self._iterate()
+        self._active_agens.add(iterator)
+        return iterator
+
+    async def _iterate(self) -> AsyncGenerator[Any, None]:
+        self._finalized = True
+        started_here = await self.maybe_start()
+        this = self._iteration = object()
+        skipped = self._skipped_value
+        turn = 0
+        get = self._getter()
+        try:
+            while not self.should_stop:
+                channel_value = get()
+                if channel_value is _NOTHING:
+                    channel_value = await self.channel.__anext__()
+                turn += 1
+                if turn % _EVENTS_A_TURN == 0:
+                    await asyncio.sleep(0)
+                event = channel_value if isinstance(channel_value, Event) else None
+                if event is not None and event.batch is not None and event.batch.dead:
+                    continue
+                do_ack = self.enable_acks
+                value = await self._process(event, event.value if event is not None else channel_value)
+                if value is not skipped:
+                    self.events_total += 1
+                    yield value
+                self.current_event = None
+                if event is not None and (do_ack or value is skipped):
+                    event.ack()
+        except StopAsyncIteration:
+            return  # the channel was a finite iterable
+        finally:
+            self._channel_stop_iteration(self.channel)
+            # When an agent raises, its generator is finalised at some later time: by then the agent may have been started
+            # again and iterate anew, over this same stream.
+            if started_here and self._iteration is this:
+                await self.stop()
+                self.service_reset()
+
+    def _getter(self) -> Callable[[], Any]:
+        """Takes what the channel's queue has, without waiting."""
+        queue = getattr(self.channel, "queue", None)
+        if queue is None:
+            return lambda: _NOTHING
+        events, errors = queue._queue, queue._errors
+
+        def get() -> Any:
+            if errors:
+                raise errors.popleft()
+            return events.popleft() if events else _NOTHING
+
+        return get
+
+    async def _process(self, event: Event | None, value: Any) -> Any:
+        """Make ``event`` the current one, and run the stream's processors."""
+        self.current_event = event
+        if event is not None:
+            _current_event.set(weakref.ref(event))
+        if not self._processors and self.join_strategy is None:
+            return value
+        try:
+            for processor in self._processors:
+                value = await maybe_async(processor(value))
+            return await self.on_merge(value)
+        except Skip:
+            return self._skipped_value
+
+
+def routes_of(app: App, tp: TP) -> list[tuple[Callable[[Message], tuple[Any, Any]], Callable[[Event], None]]]:
+    """Where records of a partition go: a pair of ``decode`` and ``put`` for each channel that reads it."""
+    return [(channel.decode_message, channel.queue.force_put_nowait) for channel in cast(Any, app.topics)._tp_index[tp]]
+
+
+def record_metadata(topic: str, partition: int, offset: int, timestamp: float | None) -> faust.types.RecordMetadata:
+    """What Faust's ``send`` resolves to."""
+    return faust.types.RecordMetadata(
+        topic=topic,
+        partition=partition,
+        topic_partition=TP(topic, partition),
+        offset=offset,
+        timestamp=timestamp,
+        timestamp_type=0,
+    )
+
+
+class HostApp(faust.App):
+    """The part of our `App` that overrides what Faust's app keeps private."""
+
+    engine: Any
+
+    def _new_transport(self) -> Transport:
+        return Transport(self.conf.broker_consumer, self)
+
+    async def _on_agent_error(self, agent: Any, exc: BaseException) -> None:
+        self.engine.on_agent_error(agent.name, exc)
+
+    async def _stop_consumer(self) -> None:
+        if not (self.client_only or self.producer_only):
+            await self.engine.finish()

@@ -1,0 +1,139 @@
+"""What the brokers say about offsets: stable offsets of the group, beginnings and high watermarks of partitions.
+
+aiokafka's answers are no use here. Its ``committed()`` knows nothing of stable offsets: while a transaction with offsets is
+open, and for a moment after a successful commit, it gives the old one. Its ``end_offsets()`` of a read-committed consumer is
+the last *stable* offset, not the high watermark. Both are asked by librdkafka's admin client instead.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future
+from typing import Any, NamedTuple, TypeAlias, TypeVar
+
+from confluent_kafka import (
+    ConsumerGroupTopicPartitions,
+    IsolationLevel,
+    KafkaError,
+    KafkaException,
+    TopicCollection,
+    TopicPartition,
+)
+from confluent_kafka.admin import AdminClient, ConfigResource, OffsetSpec
+
+from streams_app.errors import KafkaUnreachable
+
+TP: TypeAlias = tuple[str, int]
+T = TypeVar("T")
+
+_REQUEST_TIMEOUT_S = 10.0
+#: Pending offsets of a live worker are stable again within a commit's time; of a dead one they are not: then fence it.
+_FENCE_AFTER_S = 0.5
+_POLL_S = 0.03
+
+
+class Committed(NamedTuple):
+    """A committed offset and who committed it."""
+
+    #: Next offset to read; None: the group has none.
+    offset: int | None
+    #: Transactional id of the worker that committed it, which is where a pending transaction would be from.
+    transactional_id: str | None
+
+
+class Offsets:
+    """Blocking questions to the brokers; each has a deadline."""
+
+    def __init__(self, config: Mapping[str, Any], group_id: str) -> None:
+        self._admin = AdminClient({**config, "socket.timeout.ms": int(_REQUEST_TIMEOUT_S * 1000)})
+        self._group_id = group_id
+
+    def stable(
+        self, partitions: Iterable[TP], fence: Callable[[str], None], timeout_s: float = 90.0
+    ) -> dict[TP, Committed]:
+        """The group's offsets of ``partitions``, after all transactions pending on them have ended.
+
+        A transaction that stays pending is a dead worker's: ``fence`` is called once with its transactional id, which
+        ends it in a fraction of a second; otherwise the broker ends it when it times out. Never an unstable offset.
+
+        Raises:
+            KafkaUnreachable: no answer, or still pending, after ``timeout_s``.
+        """
+        missing = set(partitions)
+        found: dict[TP, Committed] = {}
+        started_s = time.monotonic()
+        fenced: set[str] = set()
+        while missing:
+            for tp, committed in self._committed(missing, require_stable=True).items():
+                if committed is not None:
+                    found[tp] = committed
+            missing -= found.keys()
+            waited_s = time.monotonic() - started_s
+            if not missing:
+                break
+            if waited_s > timeout_s:
+                raise KafkaUnreachable(f"transactions on {sorted(missing)} are still pending after {timeout_s:g} s")
+            if waited_s > _FENCE_AFTER_S:
+                owners = {
+                    committed.transactional_id for committed in self._committed(missing, False).values() if committed
+                }
+                for transactional_id in owners - fenced - {None}:
+                    assert transactional_id is not None
+                    fenced.add(transactional_id)
+                    fence(transactional_id)
+            time.sleep(_POLL_S)
+        return found
+
+    def group_has_offsets(self) -> set[TP]:
+        """All partitions for which the group has an offset."""
+        request = ConsumerGroupTopicPartitions(self._group_id)
+        [future] = self._admin.list_consumer_group_offsets([request], request_timeout=_REQUEST_TIMEOUT_S).values()
+        return {(each.topic, each.partition) for each in _result(future).topic_partitions if each.offset >= 0}
+
+    def _committed(self, partitions: set[TP], require_stable: bool) -> dict[TP, Committed | None]:
+        request = ConsumerGroupTopicPartitions(self._group_id, [TopicPartition(*tp) for tp in partitions])
+        [future] = self._admin.list_consumer_group_offsets(
+            [request], require_stable=require_stable, request_timeout=_REQUEST_TIMEOUT_S
+        ).values()
+        answer: dict[TP, Committed | None] = {}
+        for each in _result(future).topic_partitions:
+            if each.error is None:
+                offset = each.offset if each.offset >= 0 else None
+                answer[each.topic, each.partition] = Committed(offset, each.metadata or None)
+            elif each.error.code() == KafkaError.UNSTABLE_OFFSET_COMMIT:
+                answer[each.topic, each.partition] = None
+            else:
+                raise KafkaException(each.error)
+        return answer
+
+    def beginnings(self, partitions: Iterable[TP]) -> dict[TP, int]:
+        """First offset that each partition still has."""
+        return self._list(partitions, OffsetSpec.earliest(), IsolationLevel.READ_UNCOMMITTED)
+
+    def high_watermarks(self, partitions: Iterable[TP]) -> dict[TP, int]:
+        """Offset behind the last record of each partition, of open transactions too."""
+        return self._list(partitions, OffsetSpec.latest(), IsolationLevel.READ_UNCOMMITTED)
+
+    def _list(self, partitions: Iterable[TP], spec: OffsetSpec, isolation: IsolationLevel) -> dict[TP, int]:
+        futures = self._admin.list_offsets(
+            {TopicPartition(*tp): spec for tp in partitions},
+            isolation_level=isolation,
+            request_timeout=_REQUEST_TIMEOUT_S,
+        )
+        return {(tp.topic, tp.partition): _result(future).offset for tp, future in futures.items()}
+
+    def topic_ids(self, topics: Iterable[str]) -> dict[str, str]:
+        """The ids of topics: a topic that was deleted and created again has another one."""
+        futures = self._admin.describe_topics(TopicCollection(list(topics)), request_timeout=_REQUEST_TIMEOUT_S)
+        return {topic: str(_result(future).topic_id) for topic, future in futures.items()}
+
+    def setting(self, topic: str, name: str) -> str:
+        """One setting of a topic, as in force."""
+        resource = ConfigResource(ConfigResource.Type.TOPIC, topic)
+        [future] = self._admin.describe_configs([resource], request_timeout=_REQUEST_TIMEOUT_S).values()
+        return str(_result(future)[name].value)
+
+
+def _result(future: Future[Any]) -> Any:
+    return future.result(timeout=2 * _REQUEST_TIMEOUT_S)

@@ -1,0 +1,288 @@
+"""The owner of a transactional producer: begin, produce, offsets, end, and what each error of them means.
+
+A session knows neither Faust nor tables, and never repairs itself: after any error it is `broken`, and the only way on is
+`open`, a new producer under the same transactional id, which aborts whatever the old one left behind.
+
+::
+
+    open ──> begin ──> produce ──> send_offsets ──> end ──> begin …
+      ^                   │             │            │
+      │     TransactionAborted    PartitionsLost   CommitUnconfirmed
+      └───────────────────┴─────────────┴────────────┘
+
+Before ``end`` was called nothing can have taken effect, so every error there is `TransactionAborted` (or `PartitionsLost`,
+when the broker says that the group moved on). Out of ``end`` every error is `CommitUnconfirmed`: librdkafka retries EndTxn
+on its own, and neither its flags nor a time-out tell whether one of the tries arrived.
+
+Pin: `group_metadata` packs it the way librdkafka serialises a consumer's group metadata (rdkafka_cgrp.c); a test compares
+the bytes with those of a real consumer.
+"""
+
+from __future__ import annotations
+
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+from confluent_kafka import KafkaError, KafkaException, Message, Producer, TopicPartition
+
+from streams_app.errors import CommitUnconfirmed, PartitionsLost, TransactionAborted
+
+Headers: TypeAlias = Sequence[tuple[str, bytes]] | None
+
+#: A commit that took longer may have been retried by librdkafka, and a delayed EndTxn of it could end a later
+#: transaction of the same producer epoch (Jepsen's finding; KIP-890 is in no Python client): such a session is replaced.
+_SUSPICIOUS_END_S = 1.0
+
+#: The broker says: your membership is not the current one.
+_GROUP_MOVED_ON = frozenset(
+    {KafkaError.ILLEGAL_GENERATION, KafkaError.UNKNOWN_MEMBER_ID, KafkaError.FENCED_INSTANCE_ID}
+)
+_FENCED = frozenset({KafkaError._FENCED, KafkaError.PRODUCER_FENCED, KafkaError.INVALID_PRODUCER_EPOCH})
+
+
+class Pin(NamedTuple):
+    """The membership of a consumer group that a batch was fetched under."""
+
+    group_id: str
+    generation: int
+    member_id: str
+
+    @property
+    def is_valid(self) -> bool:
+        """Whether the broker would check it: generation −1 or no member id switch the fence off."""
+        return self.generation >= 0 and bool(self.member_id)
+
+
+class Output(NamedTuple):
+    """A record to produce; without partition the producer chooses by the key (murmur2, as Java's clients)."""
+
+    topic: str
+    key: bytes | None
+    value: bytes | None
+    partition: int | None = None
+    timestamp_ms: int | None = None
+    headers: Headers = None
+
+
+class Consumed(NamedTuple):
+    """The offset of one input partition that a transaction carries: the next one to read."""
+
+    topic: str
+    partition: int
+    offset: int
+
+
+def group_metadata(pin: Pin) -> bytes:
+    """The pin as librdkafka serialises it."""
+    if not pin.is_valid:
+        raise PartitionsLost(f"generation {pin.generation} of member {pin.member_id!r} would commit unfenced")
+    return unfenced_group_metadata(pin)
+
+
+def unfenced_group_metadata(pin: Pin) -> bytes:
+    """As `group_metadata`, of any pin: for provision, which is a member of no group."""
+    text = f"{pin.group_id}\0{pin.member_id}\0".encode()
+    return b"CGMDv2:" + struct.pack("<i", pin.generation) + text + b"\1"
+
+
+class Session:
+    """One transactional id and its producer. Not thread-safe: one thread at a time, and all calls block."""
+
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        transactional_id: str,
+        *,
+        timeout_s: float = 10.0,
+        new_producer: Callable[[dict[str, Any]], Any] = Producer,
+    ) -> None:
+        self.transactional_id = transactional_id
+        self.broken = True
+        #: The last error was: a newer producer took over the transactional id, or the broker timed the transaction out.
+        self.fenced = False
+        self._timeout_s = timeout_s
+        self._new_producer = new_producer
+        self._producer: Any = None
+        self._troubled = threading.Event()
+        self._config = {
+            "transaction.timeout.ms": int(timeout_s * 1000),
+            # Bounded by the transaction, and all of it in memory at once: prepare produces a whole batch, then flushes.
+            "queue.buffering.max.messages": 1_000_000,
+            "linger.ms": 5,
+            "compression.type": "lz4",
+            "partitioner": "murmur2_random",
+            **config,
+            "transactional.id": transactional_id,
+            "error_cb": self._on_error,
+        }
+
+    def open(self) -> None:
+        """Make a new producer and fence off, and abort, whatever ran under the transactional id before.
+
+        Raises:
+            KafkaException: the brokers did not answer, or do not permit it; the session stays broken.
+        """
+        self.close()
+        producer = self._new_producer(dict(self._config))
+        producer.init_transactions(self._timeout_s)
+        self._producer = producer
+        self._troubled.clear()
+        self.broken = self.fenced = False
+
+    def rename(self, transactional_id: str) -> None:
+        """Go on under another transactional id, from the next `open` on."""
+        self.close()
+        self.transactional_id = self._config["transactional.id"] = transactional_id
+
+    def close(self) -> None:
+        """Drop the producer; an open transaction is aborted by the next owner of the id, or by the broker in time."""
+        self.broken = True
+        if self._producer is not None:
+            self._producer.purge()
+            self._producer = None
+
+    def begin(self) -> None:
+        """Begin the broker's transaction."""
+        with self._before_end("begin"):
+            self._producer.begin_transaction()
+
+    def produce(self, outputs: Iterable[Output]) -> None:
+        """Hand outputs to the producer; `flush` waits for them."""
+        with self._before_end("produce"):
+            for output in outputs:
+                try:
+                    self._produce(output)
+                except BufferError:  # the producer's queue is full: wait until the brokers took what is in it
+                    self._producer.flush(self._timeout_s)
+                    self._produce(output)
+
+    def _produce(self, output: Output) -> None:
+        topic, key, value, partition, timestamp_ms, headers = output
+        partition = -1 if partition is None else partition
+        self._producer.produce(topic, value, key, partition, timestamp=timestamp_ms or 0, headers=headers)
+
+    def produce_changelog(
+        self, topic: str, partition: int, records: Sequence[tuple[bytes, bytes | None, int]]
+    ) -> Written:
+        """Hand the changelog records ``(key, value, timestamp ms)`` of one table partition to the producer.
+
+        Returns:
+            where the last of them will stand, known after `flush`.
+        """
+        written = Written(topic, partition)
+        key, value, timestamp_ms = records[-1]
+        self.produce(Output(topic, *each[:2], partition, each[2]) for each in records[:-1])
+        with self._before_end("produce"):
+            self._producer.produce(
+                topic, value, key, partition, timestamp=timestamp_ms, on_delivery=written.on_delivery
+            )
+        return written
+
+    def flush(self) -> None:
+        """Wait until the brokers have all that was produced."""
+        with self._before_end("flush"):
+            remaining = self._producer.flush(self._timeout_s)
+            if remaining:
+                raise TransactionAborted(
+                    f"{self.transactional_id}: {remaining} records were not acknowledged in {self._timeout_s:g} s"
+                )
+
+    def send_offsets(self, consumed: Iterable[Consumed], pin: Pin) -> None:
+        """Put the input offsets into the transaction, fenced by the pin.
+
+        The metadata of each offset is the transactional id: so the next owner knows whose transaction may be pending.
+
+        Raises:
+            PartitionsLost: the group has moved on since the pin.
+        """
+        offsets = [TopicPartition(*each, metadata=self.transactional_id) for each in consumed]
+        if not offsets:
+            raise AssertionError("a transaction without offsets would be unfenced")
+        metadata = group_metadata(pin)
+        with self._before_end("send_offsets"):
+            self._producer.send_offsets_to_transaction(offsets, metadata, self._timeout_s)
+
+    def end(self) -> None:
+        """Commit.
+
+        Raises:
+            CommitUnconfirmed: any error: it may or may not have taken effect.
+        """
+        started_s = time.monotonic()
+        try:
+            self._producer.commit_transaction(self._timeout_s)
+        except KafkaException as error:
+            self._break(error)
+            raise CommitUnconfirmed(f"{self.transactional_id}: commit: {_text(error)}") from error
+        except BaseException:
+            self.broken = True
+            raise
+        if time.monotonic() - started_s > _SUSPICIOUS_END_S or self._troubled.is_set():
+            self.broken = True
+
+    def _before_end(self, step: str) -> _BeforeEnd:
+        return _BeforeEnd(self, step)
+
+    def _break(self, error: BaseException) -> None:
+        self.broken = True
+        self.fenced = isinstance(error, KafkaException) and error.args[0].code() in _FENCED
+
+    def _on_error(self, _error: KafkaError) -> None:
+        # A connection broke: requests may have been sent twice.
+        self._troubled.set()
+
+
+class Written:
+    """Where the last changelog record of a table partition stands, once the brokers acknowledged it."""
+
+    __slots__ = ("offset", "partition", "topic")
+
+    def __init__(self, topic: str, partition: int) -> None:
+        self.topic = topic
+        self.partition = partition
+        #: None: not known (yet), or not told by the broker, as for a record it took for a repetition.
+        self.offset: int | None = None
+
+    def on_delivery(self, error: KafkaError | None, message: Message) -> None:
+        """Called by the producer; a failed record needs no care here, as it fails its transaction."""
+        offset = message.offset()
+        if error is None and offset is not None and offset >= 0:
+            self.offset = offset
+
+
+class _BeforeEnd:
+    """Turns what goes wrong before ``end`` into the error that says so, and marks the session broken."""
+
+    __slots__ = ("_session", "_step")
+
+    def __init__(self, session: Session, step: str) -> None:
+        self._session = session
+        self._step = step
+
+    def __enter__(self) -> None:
+        if self._session.broken:
+            raise TransactionAborted(f"{self._session.transactional_id}: the session is not open")
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _traceback: object) -> None:
+        if error is None:
+            return
+        self._session._break(error)
+        if isinstance(error, TransactionAborted):
+            return
+        # After a fatal error flush may raise anything; of the others only what comes from Kafka is an abort.
+        if not isinstance(error, (KafkaException, BufferError)) and self._step != "flush":
+            return
+        text = f"{self._session.transactional_id}: {self._step}: {_text(error)}"
+        if isinstance(error, KafkaException) and error.args[0].code() in _GROUP_MOVED_ON:
+            raise PartitionsLost(text) from error
+        raise TransactionAborted(text) from error
+
+
+def _text(error: BaseException) -> str:
+    if isinstance(error, KafkaException):
+        kafka_error = error.args[0]
+        return f"{kafka_error.name()}: {kafka_error.str()}"
+    return str(error)

@@ -1,0 +1,75 @@
+"""The environment, read once.
+
+Every setting of ours is an environment variable (docs/contract.md lists them); this is the only module that reads them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from streams_app.errors import ConfigurationError
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All settings with their defaults; units stand at the end of the names."""
+
+    kafka_url: str | None = None
+    kafka_prefix: str = ""
+    slot: str | None = None
+    #: Of the web server; None: 6066 or the next free one.
+    port: int | None = None
+    datadir: Path = Path(".streams-app")
+    #: Length of a transaction under load. Kafka Streams' default for exactly once; shorter costs the broker more.
+    commit_interval_ms: int = 100
+    #: Bound of one batch, so that a slow agent holds a bounded amount of work (and of memory) in hand.
+    batch_max_events: int = 20_000
+    #: Deliveries of one event before the one that raised is set aside.
+    max_attempts: int = 3
+    #: Below the broker's transaction time-out, so that we give up before it does.
+    transaction_timeout_ms: int = 10_000
+    #: That long nobody works on a killed worker's partitions (Faust's default of 60 s is a minute of silence).
+    session_timeout_ms: int = 10_000
+    #: A revoked batch may finish and commit within this time; then it is dropped.
+    revoke_timeout_ms: int = 2_000
+    topic_partitions: int = 4
+    topic_replication: int = 1
+    #: Ids of transfers are remembered that long of the partition's record time.
+    remember_ids_s: int = 24 * 60 * 60
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str] = os.environ) -> Settings:
+        """Read the settings from ``env``.
+
+        Raises:
+            ConfigurationError: a number is not a number, or not positive.
+        """
+        defaults = cls()
+
+        def number(name: str, default: int) -> int:
+            text = env.get(name)
+            if text is None:
+                return default
+            if not text.strip().isdigit() or int(text) < 1:
+                raise ConfigurationError(f"{name} is {text!r}; it must be a whole number of at least 1")
+            return int(text)
+
+        return cls(
+            kafka_url=env.get("KAFKA_URL") or None,
+            kafka_prefix=env.get("KAFKA_PREFIX", ""),
+            slot=env.get("STREAMS_APP_SLOT") or env.get("DYNO") or None,
+            port=number("PORT", 0) or None,
+            datadir=Path(env.get("STREAMS_APP_DATADIR") or defaults.datadir),
+            commit_interval_ms=number("STREAMS_APP_COMMIT_INTERVAL_MS", defaults.commit_interval_ms),
+            batch_max_events=number("STREAMS_APP_BATCH_MAX_EVENTS", defaults.batch_max_events),
+            max_attempts=number("STREAMS_APP_MAX_ATTEMPTS", defaults.max_attempts),
+            transaction_timeout_ms=number("STREAMS_APP_TRANSACTION_TIMEOUT_MS", defaults.transaction_timeout_ms),
+            session_timeout_ms=number("STREAMS_APP_SESSION_TIMEOUT_MS", defaults.session_timeout_ms),
+            revoke_timeout_ms=number("STREAMS_APP_REVOKE_TIMEOUT_MS", defaults.revoke_timeout_ms),
+            topic_partitions=number("STREAMS_APP_TOPIC_PARTITIONS", defaults.topic_partitions),
+            topic_replication=number("STREAMS_APP_TOPIC_REPLICATION", defaults.topic_replication),
+            remember_ids_s=number("STREAMS_APP_REMEMBER_IDS_S", defaults.remember_ids_s),
+        )

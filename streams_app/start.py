@@ -1,0 +1,150 @@
+"""The start of partitions, in this order: session → stable offsets → claim → high watermarks → restore → positions.
+
+It takes the place of Faust's ``perform_seek``, ``seek_to_committed`` and the waits around them, and runs, blocking, in a
+thread. Each step is only right after the one before it:
+
+- opening the session aborts what this worker's predecessor left pending, so that its offsets become stable;
+- stable offsets fix where the input goes on: a committed transaction's offset and table values belong together, so the
+  changelogs' ends may only be asked *after* the offsets are stable;
+- the claim commits these offsets once more under our own pin and name. It proves that the membership is current and that
+  transactions are permitted, it fixes the start of partitions without an offset, and whoever follows us finds our
+  transactional id on them;
+- the restore reads up to the high watermark, so that no committed value is missing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from streams_app.errors import PartitionsLost, StartRefused
+from streams_app.offsets import TP, Committed, Offsets
+from streams_app.restore import restore
+from streams_app.session import Consumed, Pin, Session
+from streams_app.store import Store
+
+#: Until a deleted key's tombstone itself is deleted; a checkpoint older than half of it could miss tombstones.
+_TOMBSTONES_KEPT = "delete.retention.ms"
+
+
+@dataclass(frozen=True)
+class Started:
+    """Where the input goes on."""
+
+    positions: dict[TP, int]
+    restored_records: int
+
+
+class Start:
+    """What the start of partitions needs; one object per worker, one `run` per assignment."""
+
+    def __init__(
+        self,
+        offsets: Offsets,
+        session: Session,
+        fence: Callable[[str], None],
+        restore_config: Mapping[str, Any],
+        *,
+        from_latest: bool = False,
+    ) -> None:
+        self._offsets = offsets
+        self._session = session
+        self._fence = fence
+        self._restore_config = restore_config
+        self._from_latest = from_latest
+
+    def topic_ids(self, topics: Iterable[str]) -> dict[str, str]:
+        """See `Offsets.topic_ids`."""
+        return self._offsets.topic_ids(topics)
+
+    def run(self, pin: Pin, inputs: list[TP], stores: Mapping[TP, Store], cancelled: Callable[[], bool]) -> Started:
+        """Start ``inputs``, and the ``stores`` by their changelog partitions.
+
+        Raises:
+            PartitionsLost: the assignment ended meanwhile.
+            StartRefused: input or offsets are gone; going on would lose events or apply them twice.
+            TransactionAborted, CommitUnconfirmed, KafkaUnreachable, KafkaException: trouble; try again.
+        """
+        self._session.open()
+        committed = self._offsets.stable(inputs, self._fence)
+        self._check_over(cancelled)
+        positions = self._resolve(inputs, committed, stores)
+        if positions:
+            self._claim(positions, pin)
+        self._check_over(cancelled)
+        restored = self._restore(stores, cancelled)
+        self._check_over(cancelled)
+        return Started(positions, restored)
+
+    def _resolve(
+        self, inputs: list[TP], committed: Mapping[TP, Committed], stores: Mapping[TP, Store]
+    ) -> dict[TP, int]:
+        begins, ends = self._offsets.beginnings(inputs), self._offsets.high_watermarks(inputs)
+        fresh = [tp for tp in inputs if committed[tp].offset is None]
+        if fresh:
+            self._check_offsets_not_expired(fresh, stores)
+        positions = {}
+        for tp in inputs:
+            offset = committed[tp].offset
+            if offset is None:
+                offset = ends[tp] if self._from_latest else begins[tp]
+            if not begins[tp] <= offset <= ends[tp]:
+                raise StartRefused(
+                    f"the group is committed up to {offset} of {tp[0]}-{tp[1]}, which now holds {begins[tp]} to {ends[tp]}: "
+                    "events were deleted before they were processed, or the topic was created anew. Going on would lose "
+                    "them silently; when that is acceptable, reset the offsets of the group with Kafka's own tools"
+                )
+            positions[tp] = offset
+        return positions
+
+    def _check_offsets_not_expired(self, fresh: Iterable[TP], stores: Mapping[TP, Store]) -> None:
+        known = {partition for _, partition in self._offsets.group_has_offsets()}
+        changelogs = [tp for tp in stores if tp[1] in {partition for _, partition in fresh} - known]
+        begins, ends = self._offsets.beginnings(changelogs), self._offsets.high_watermarks(changelogs)
+        for tp in changelogs:
+            if ends[tp] > begins[tp]:
+                raise StartRefused(
+                    f"the group has no offsets for partition {tp[1]}, but its table {tp[0]} is not empty: the offsets "
+                    "expired (brokers keep them 7 days after the last worker left) or were deleted. Reading the input from "
+                    "the start would apply it twice; set the group's offsets with Kafka's own tools"
+                )
+
+    def _claim(self, positions: Mapping[TP, int], pin: Pin) -> None:
+        self._session.begin()
+        self._session.send_offsets((Consumed(*tp, offset) for tp, offset in positions.items()), pin)
+        self._session.end()
+
+    def _restore(self, stores: Mapping[TP, Store], cancelled: Callable[[], bool]) -> int:
+        if not stores:
+            return 0
+        ends = self._offsets.high_watermarks(stores)
+        kept_ms = {
+            topic: int(self._offsets.setting(topic, _TOMBSTONES_KEPT)) for topic in {topic for topic, _ in stores}
+        }
+        starts = {tp: trusted_start(store, ends[tp], kept_ms[tp[0]]) for tp, store in stores.items()}
+        restored = 0
+
+        def on_progress(records: int) -> None:
+            nonlocal restored
+            restored += records
+
+        restore(self._restore_config, stores, starts, ends, on_progress, cancelled)
+        return restored
+
+    def _check_over(self, cancelled: Callable[[], bool]) -> None:
+        if cancelled():
+            raise PartitionsLost("the assignment ended while its partitions were starting")
+
+
+def trusted_start(store: Store, end: int, tombstones_kept_ms: int) -> int:
+    """The changelog offset to restore from; a store that cannot be trusted is wiped first."""
+    checkpoint = store.checkpoint
+    if checkpoint is None:
+        return 0
+    age_ms = time.time() * 1000 - checkpoint.written_ms
+    if checkpoint.topic_id != store.topic_id or checkpoint.offset >= end or age_ms > tombstones_kept_ms / 2:
+        store.wipe()
+        return 0
+    return checkpoint.offset + 1

@@ -1,0 +1,246 @@
+"""One partition of one table on disk: committed values, and the checkpoint they stand for.
+
+Only committed values reach a store, and values and checkpoint reach it in one atomic write: after any crash the store
+equals the changelog as of its checkpoint, and what is missing is read from there on.
+
+Layout of the RocksDB (one a table and partition, below the folder of the slot), keys by their first byte:
+
+====== ============================== ============================================================
+prefix rest of the key                value
+====== ============================== ============================================================
+``v``  the table's key                the table's value; in a table that expires: 8 bytes time first
+``t``  8 bytes time, the table's key  empty; index of a table that expires, oldest first
+``c``  nothing                        checkpoint: changelog offset, time of writing (ms), id of the changelog topic
+====== ============================== ============================================================
+
+Times are milliseconds since 1970, big endian, so that they sort as bytes.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import struct
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rocksdict import AccessType, BlockBasedOptions, Cache, Options, Rdict, ReadOptions, WriteBatch, WriteOptions
+
+log = logging.getLogger(__name__)
+
+_VALUE, _TIME, _CHECKPOINT = b"v", b"t", b"c"
+_AFTER_VALUES, _AFTER_TIMES = b"w", b"u"
+_CHECKPOINT_FORMAT = struct.Struct(">qq")
+#: Bytes of the time in front of each value of a table that expires.
+TIME_BYTES = 8
+#: One cache for all stores of the process: RocksDB's own default would be one for each of them.
+_BLOCK_CACHE = Cache(64 * 1024 * 1024)
+_WRITE_BUFFER_BYTES = 8 * 1024 * 1024
+
+
+class Checkpoint(NamedTuple):
+    """Where in its changelog a store stands."""
+
+    #: Last changelog offset whose value the store holds.
+    offset: int
+    #: When it was written, by this machine's clock.
+    written_ms: int
+    #: Id of the changelog topic: a topic deleted and created again has another one.
+    topic_id: str
+
+
+class Restored(NamedTuple):
+    """A changelog record on its way into a store."""
+
+    key: bytes
+    value: bytes | None
+    timestamp_ms: int
+
+
+class Store:
+    """The committed values of one partition of one table."""
+
+    def __init__(self, path: Path, *, topic_id: str, expires_ms: int | None = None) -> None:
+        self.path = path
+        self.topic_id = topic_id
+        self.expires_ms = expires_ms
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._open()
+
+    @classmethod
+    def trusted(cls, path: Path, *, topic_id: str, expires_ms: int | None = None) -> Store:
+        """Open the store at ``path``; what RocksDB cannot open is removed, as the changelog has it all."""
+        try:
+            return cls(path, topic_id=topic_id, expires_ms=expires_ms)
+        except Exception as error:  # noqa: BLE001 - rocksdict raises nothing narrower
+            log.warning("%s cannot be opened, it is removed and restored: %s", path, error)
+            shutil.rmtree(path, ignore_errors=True)
+            return cls(path, topic_id=topic_id, expires_ms=expires_ms)
+
+    def _open(self) -> None:
+        self._db: Rdict = Rdict(str(self.path), options=_options())
+        self._get: Callable[[bytes], bytes | None] = self._db.get
+        self._unlogged_writes = False
+        self.checkpoint = _read_checkpoint(self._db)
+        self.clock_ms = self._newest_time() if self.expires_ms is not None else 0
+
+    def get(self, key: bytes) -> bytes | None:
+        """The stored bytes of ``key``, with their time in front if the table expires."""
+        return self._get(_VALUE + key)
+
+    def items(self) -> Iterator[tuple[bytes, bytes]]:
+        """All keys with their stored bytes, in the order of the keys' bytes."""
+        for key, value in _scan(self._db, _VALUE, _AFTER_VALUES):
+            yield key[1:], value
+
+    def publish(self, writes: Mapping[bytes, bytes | None], stale: Iterable[bytes], offset: int | None) -> None:
+        """Take over the writes of a committed batch: values and checkpoint in one atomic, logged write.
+
+        ``offset`` is the last changelog offset that the delivery reports gave; without one the checkpoint stays where it
+        is, and a restore replays what is already here, to the same end.
+        """
+        if self._unlogged_writes:
+            # Restored values stand in memory only. Logged writes outlive a crash that they do not: without this flush
+            # the checkpoint would survive and the values below it would be gone.
+            self._flush()
+        batch = self._batch(writes)
+        for index_key in stale:
+            batch.delete(index_key)
+        if offset is not None:
+            self._put_checkpoint(batch, offset)
+        self._db.write(batch)
+
+    def restore(self, records: Iterable[Restored], offset: int) -> None:
+        """Apply changelog records up to ``offset``, without a log: `finish_restore` makes them last."""
+        if self.expires_ms is None:
+            writes = {record.key: record.value for record in records}
+        else:
+            writes = {
+                record.key: None if record.value is None else record.timestamp_ms.to_bytes(TIME_BYTES) + record.value
+                for record in records
+            }
+        batch = self._batch(writes)
+        self._put_checkpoint(batch, offset)
+        options = WriteOptions()
+        setattr(options, "disable_wal", True)  # noqa: B010 - a property, though its stub says a method
+        self._unlogged_writes = True
+        self._db.write(batch, options)
+
+    def finish_restore(self) -> None:
+        """Make what was restored last: the first logged write relies on it."""
+        if self._unlogged_writes:
+            self._flush()
+
+    def expired(self, now_ms: int, limit: int) -> Iterator[tuple[bytes, bytes | None]]:
+        """The oldest index entries that expire at ``now_ms``: ``(index key, table key)``, at most ``limit``.
+
+        The table key is None where the index entry is left over from an older write of the same key.
+        """
+        if self.expires_ms is None or now_ms <= self.expires_ms:
+            return
+        until = _TIME + (now_ms - self.expires_ms).to_bytes(TIME_BYTES)
+        for index_key, _ in _scan(self._db, _TIME, until):
+            if limit == 0:
+                return
+            limit -= 1
+            key = index_key[1 + TIME_BYTES :]
+            stored = self.get(key)
+            current = stored is not None and stored[:TIME_BYTES] == index_key[1 : 1 + TIME_BYTES]
+            yield index_key, key if current else None
+
+    def wipe(self) -> None:
+        """Forget everything: the next restore starts at the beginning of the changelog."""
+        self._db.close()
+        shutil.rmtree(self.path)
+        self._open()
+
+    def close(self) -> None:
+        """Give the files back."""
+        self._db.close()
+
+    def _batch(self, writes: Mapping[bytes, bytes | None]) -> WriteBatch:
+        batch = WriteBatch(raw_mode=True)
+        put, delete = batch.put, batch.delete
+        expires = self.expires_ms is not None
+        for key, value in writes.items():
+            if value is None:
+                delete(_VALUE + key)
+            else:
+                put(_VALUE + key, value)
+                if expires:
+                    put(_TIME + value[:TIME_BYTES] + key, b"")
+                    self.clock_ms = max(self.clock_ms, int.from_bytes(value[:TIME_BYTES]))
+        return batch
+
+    def _put_checkpoint(self, batch: WriteBatch, offset: int) -> None:
+        self.checkpoint = Checkpoint(offset, int(time.time() * 1000), self.topic_id)
+        batch.put(_CHECKPOINT, _CHECKPOINT_FORMAT.pack(offset, self.checkpoint.written_ms) + self.topic_id.encode())
+
+    def _flush(self) -> None:
+        self._db.flush()
+        self._unlogged_writes = False
+
+    def _newest_time(self) -> int:
+        cursor = self._db.iter()
+        cursor.seek_for_prev(_AFTER_TIMES)
+        if cursor.valid() and cursor.key()[:1] == _TIME:
+            return int.from_bytes(cursor.key()[1 : 1 + TIME_BYTES])
+        return 0
+
+
+def _options() -> Options:
+    options = Options(raw_mode=True)
+    options.create_if_missing(True)
+    options.set_write_buffer_size(_WRITE_BUFFER_BYTES)
+    options.set_max_write_buffer_number(2)
+    # Logs of RocksDB itself: two small files a store, or a long-lived worker fills its disk with them.
+    options.set_keep_log_file_num(2)
+    options.set_max_log_file_size(1024 * 1024)
+    table = BlockBasedOptions()
+    table.set_block_cache(_BLOCK_CACHE)
+    table.set_bloom_filter(10, False)
+    options.set_block_based_table_factory(table)
+    return options
+
+
+def _read_checkpoint(db: Rdict) -> Checkpoint | None:
+    stored = db.get(_CHECKPOINT)
+    if stored is None:
+        return None
+    offset, written_ms = _CHECKPOINT_FORMAT.unpack_from(stored)
+    return Checkpoint(offset, written_ms, stored[_CHECKPOINT_FORMAT.size :].decode())
+
+
+def _scan(db: Rdict, start: bytes, end: bytes) -> Iterator[tuple[bytes, bytes]]:
+    options = ReadOptions()
+    options.set_iterate_upper_bound(end)
+    cursor: Any = db.iter(options)
+    cursor.seek(start)
+    while cursor.valid():
+        yield cursor.key(), cursor.value()
+        cursor.next()
+
+
+def store_path(folder: Path, table: str, partition: int) -> Path:
+    """Where below the folder of a slot the store of a table's partition lies."""
+    return folder / "tables" / table / str(partition)
+
+
+def local_stores(datadir: Path, app_id: str) -> Iterator[tuple[str, int, Path]]:
+    """All stores of all slots of ``app_id`` on this machine: ``(table, partition, path)``."""
+    for path in sorted((datadir / app_id).glob("*/tables/*/*")):
+        if path.name.isdigit():
+            yield path.parent.name, int(path.name), path
+
+
+def read_only_copy(path: Path) -> tuple[int | None, dict[bytes, bytes]]:
+    """The checkpoint and the values of a store, while a live worker may hold it; times in front of values are kept."""
+    db = Rdict(str(path), options=_options(), access_type=AccessType.read_only(False))
+    try:
+        checkpoint = _read_checkpoint(db)
+        values = {key[1:]: value for key, value in _scan(db, _VALUE, _AFTER_VALUES)}
+    finally:
+        db.close()
+    return (checkpoint.offset if checkpoint else None), values

@@ -1,0 +1,115 @@
+"""Topics whose sends join the transaction of the event in hand."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any
+
+import faust
+import msgspec
+from faust.types import FutureMessage, Message, PendingMessage, RecordMetadata
+
+from streams_app.codecs import UndecodableError, encode_struct, is_struct, key_codec, value_codec
+from streams_app.events import current_batch
+from streams_app.faust_adapter import record_metadata
+from streams_app.session import Output
+
+_OFFSET_UNKNOWN = -1
+
+
+class Topic(faust.Topic):
+    """`faust.Topic` with msgspec structs as values, and transactional sends from inside of agents.
+
+    A send from an agent waits in the event's batch: its future is done at once, with offset −1, and its callback runs
+    after the commit. A send from anywhere else (a timer, a web request) is produced at once and acknowledged by all
+    replicas; it is never a part of somebody else's transaction.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._decoders: tuple[Callable[[bytes], Any], Callable[[bytes], Any]] | None = None
+
+    def decode_message(self, message: Message) -> tuple[Any, Any]:
+        """Key and value of a record.
+
+        Raises:
+            UndecodableError: one of them is not what the topic says.
+        """
+        if self._decoders is None:
+            schema = self.schema
+            assert schema is not None
+            self._decoders = (
+                key_codec(
+                    self.app, schema.key_type, schema.key_serializer if schema.key_type not in {bytes, str} else None
+                ).decode,
+                value_codec(self.app, schema.value_type, schema.value_serializer).decode,
+            )
+        decode_key, decode_value = self._decoders
+        key = None if message.key is None else decode_key(message.key)
+        if message.value is None:
+            if is_struct(getattr(self.schema, "value_type", None)):
+                raise UndecodableError("malformed", "the record has no value")
+            return key, None
+        return key, decode_value(message.value)
+
+    def prepare_value(
+        self, value: Any, value_serializer: Any = None, schema: Any = None, headers: Any = None
+    ) -> tuple[Any, Any]:
+        """Structs by msgspec, everything else by Faust's codecs."""
+        if isinstance(value, msgspec.Struct) and value_serializer is None and schema is None:
+            return encode_struct(value), headers
+        return super().prepare_value(value, value_serializer, schema, headers)
+
+    async def send(
+        self,
+        *,
+        key: Any = None,
+        value: Any = None,
+        partition: int | None = None,
+        timestamp: float | None = None,
+        headers: Any = None,
+        schema: Any = None,
+        key_serializer: Any = None,
+        value_serializer: Any = None,
+        callback: Any = None,
+        force: bool = False,
+    ) -> Awaitable[RecordMetadata]:
+        """See the class; the arguments are those of `faust.Topic.send`."""
+        batch = current_batch()
+        if batch is None:
+            return await super().send(
+                key=key,
+                value=value,
+                partition=partition,
+                timestamp=timestamp,
+                headers=headers,
+                schema=schema,
+                key_serializer=key_serializer,
+                value_serializer=value_serializer,
+                callback=callback,
+                force=force,
+            )
+        open_headers = self.prepare_headers(headers)
+        key_bytes, open_headers = self.prepare_key(key, key_serializer, schema, open_headers)
+        value_bytes, open_headers = self.prepare_value(value, value_serializer, schema, open_headers)
+        name = self.get_topic_name()
+        timestamp_ms = None if timestamp is None else int(timestamp * 1000)
+        pairs = list(open_headers.items()) if open_headers else None
+        batch.send(Output(name, key_bytes, value_bytes, partition, timestamp_ms, pairs))
+        metadata = record_metadata(name, -1 if partition is None else partition, _OFFSET_UNKNOWN, timestamp)
+        if callback is not None:
+            batch.callbacks.append(partial(self._call_back, callback, key_bytes, value_bytes, metadata))
+        future: asyncio.Future[RecordMetadata] = asyncio.get_running_loop().create_future()
+        future.set_result(metadata)
+        return future
+
+    def _call_back(
+        self, callback: Callable[[FutureMessage], Any], key: Any, value: Any, metadata: RecordMetadata
+    ) -> None:
+        message = FutureMessage(
+            PendingMessage(self, key, value, metadata.partition, metadata.timestamp, None, None, None, callback)
+        )
+        message.set_result(metadata)
+        callback(message)

@@ -1,0 +1,55 @@
+"""The worker process: Kafka first (embedded, where no address is given), then topics, then Faust's worker."""
+
+from __future__ import annotations
+
+import socket
+from typing import Any
+
+import faust
+from confluent_kafka import KafkaException
+
+from streams_app.embedded import EmbeddedKafka
+from streams_app.errors import KafkaUnreachable
+from streams_app.kafka import KafkaAddress
+from streams_app.provision import create_topics, required_topics
+
+_FIRST_PORT = 6066
+
+
+class Worker(faust.Worker):
+    """`faust.Worker`, with the embedded Kafka where ``KAFKA_URL`` is unset."""
+
+    def __init__(self, app: Any, *args: Any, **kwargs: Any) -> None:
+        self._embedded: EmbeddedKafka | None = None
+        if app.settings.kafka_url is None:
+            self._embedded = EmbeddedKafka.ensure(app.settings.datadir)
+            app.use_kafka(KafkaAddress.parse(self._embedded.url))
+        app.kafka.check()
+        try:
+            create_topics(app.kafka, required_topics(app))
+        except KafkaException as error:
+            raise KafkaUnreachable(f"the topics could not be created: {error.args[0].str()}") from error
+        if app.conf.web_enabled and not app.settings.port:
+            app.conf.web_port = _free_port(app.conf.web_bind)
+        super().__init__(app, *args, **kwargs)
+
+    def stop_and_shutdown(self) -> None:
+        """See `faust.Worker`; the embedded Kafka is left last, when all clients of it are closed."""
+        try:
+            super().stop_and_shutdown()
+        finally:
+            if self._embedded is not None:
+                self._embedded.release()
+
+
+def _free_port(host: str) -> int:
+    """6066, or the next free port."""
+    for port in range(_FIRST_PORT, _FIRST_PORT + 1_000):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, port))
+            except OSError:
+                continue
+            return port
+    raise OSError(f"no free port from {_FIRST_PORT} on")
