@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import secrets
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,8 @@ from faust.cli.base import cli
 from rich.console import Console
 from rich.table import Table
 
+from streams_app.demo import Options as DemoOptions
+from streams_app.demo_view import run_demo, verdict_panel
 from streams_app.embedded import EmbeddedKafka, run_foreground, shown_progress
 from streams_app.errors import ConfigurationError, KafkaUnreachable, StreamsAppError
 from streams_app.generate import Plan
@@ -30,6 +33,8 @@ if TYPE_CHECKING:
     from streams_app.application import App
 
 _GOOD, _FAILED, _USAGE, _UNREACHABLE = 0, 1, 2, 3
+#: As shells say it: 128 and the number of SIGINT.
+_INTERRUPTED = 130
 
 
 @contextlib.contextmanager
@@ -102,6 +107,35 @@ def register(app: App) -> None:
                 app.use_kafka(address)
                 create_topics(address, required_topics(app))
                 run_generate(plan, address, settings.kafka_prefix, console=console())
+
+    @cli.command("demo")
+    @click.option(
+        "--seconds", type=click.FloatRange(min=5, max=86_400), default=45, show_default=True, help="Of input."
+    )
+    @click.option("--workers", type=click.IntRange(1, 16), default=2, show_default=True, help="Worker processes.")
+    @click.option(
+        "--kills", type=click.IntRange(0, 1_000), default=3, show_default=True, help="Workers killed by kill -9."
+    )
+    @click.option(
+        "--rate", type=click.FloatRange(1, 1_000_000), default=1_000, show_default=True, help="Records/s of each input."
+    )
+    @click.option("--seed", type=int, default=None, help="The same seed gives the same input and kills; else any.")
+    @click.option("--json", "as_json", is_flag=True, help="The verdict alone on stdout.")
+    def demo(seconds: float, workers: int, kills: int, rate: float, seed: int | None, as_json: bool) -> None:
+        """Kill workers while input flows, then check every committed record."""
+        options = DemoOptions(seconds, workers, kills, rate, secrets.randbelow(10_000) if seed is None else seed)
+        with exit_codes():
+            try:
+                verdict = run_demo(app, options, console(plain=as_json))
+            except KeyboardInterrupt:
+                click.echo("interrupted: no verdict; everything that was started has ended", err=True)
+                sys.exit(_INTERRUPTED)
+        code = _GOOD if verdict.good else _FAILED
+        if as_json:
+            print_json(verdict.document())
+        else:
+            console().print(verdict_panel(verdict, code))
+        sys.exit(code)
 
 
 def print_json(document: Any) -> None:

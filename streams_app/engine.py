@@ -117,6 +117,7 @@ class Engine(Service):
         self.app.on_rebalance_start()
         if self._assignment is None:
             return
+        self.log.info("generation %d is %s", self._assignment.pin.generation, "lost" if lost else "revoked")
         self._assignment.end(lost=lost)
         try:
             await asyncio.wait_for(self._idle.wait(), 2 * self.app.settings.revoke_timeout_ms / 1000)

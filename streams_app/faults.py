@@ -1,21 +1,28 @@
-"""Named places where a test may make the process die: ``STREAMS_APP_CRASH_AT="3 end"``, or ``"3 end@5"`` for the 5th time.
+"""Named places where a test may make the process die or freeze.
 
-Off unless the variable is set; then the process ends as by ``kill -9``, with nothing flushed and nobody told.
+``STREAMS_APP_FAULT="kill 3 end"`` ends it there as by ``kill -9``, with nothing flushed and nobody told;
+``"stop 2 offsets@5"`` freezes it, the fifth time it comes by, until somebody sends SIGCONT. Off unless the variable is set.
 """
 
 from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+
+_SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}
 
 
 def _nothing(_name: str) -> None:
     """No fault is armed."""
 
 
-def _crash_at(spec: str) -> Callable[[str], None]:
-    name, _, count = spec.partition("@")
+def armed(env: Mapping[str, str] = os.environ) -> Callable[[str], None]:
+    """The function to call at each named place."""
+    if "STREAMS_APP_FAULT" not in env:
+        return _nothing
+    action, _, place = env["STREAMS_APP_FAULT"].partition(" ")
+    name, _, count = place.partition("@")
     remaining = int(count or 1)
 
     def step(reached: str) -> None:
@@ -23,12 +30,10 @@ def _crash_at(spec: str) -> Callable[[str], None]:
         if reached == name:
             remaining -= 1
             if not remaining:
-                os.kill(os.getpid(), signal.SIGKILL)
+                os.kill(os.getpid(), _SIGNALS[action])
 
     return step
 
 
 #: Called by the engine at its numbered steps.
-step: Callable[[str], None] = (
-    _crash_at(os.environ["STREAMS_APP_CRASH_AT"]) if "STREAMS_APP_CRASH_AT" in os.environ else _nothing
-)
+step: Callable[[str], None] = armed()

@@ -28,6 +28,7 @@ from faust.streams import _current_event
 from faust.tables.manager import TableManager as FaustTableManager
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP, Message
+from mode.supervisors import OneForOneSupervisor
 from mode.utils.futures import maybe_async
 
 from streams_app.events import Event
@@ -43,6 +44,8 @@ T = TypeVar("T")
 _METADATA_MAX_AGE_MS = 60_000
 #: Events that an agent may take in a row before the loop's other tasks get a turn.
 _EVENTS_A_TURN = 64
+#: At most 50 restarts of an agent a second: the supervisor gives up at 100.
+_RESTART_PAUSE_S = 0.02
 _NOTHING = object()
 
 
@@ -361,6 +364,25 @@ class TableManager(FaustTableManager):
         return bool(await self.wait_for_stopped(self.app.engine.ready.wait()))
 
 
+class Supervisor(OneForOneSupervisor):
+    """Starts agents again that raised, at once.
+
+    Mode's own misses a crash that comes while it is still busy with the one before, or that comes before the agent's
+    replacement counts as started, and looks again 5 s later.
+    """
+
+    async def start_service(self, service: Any) -> None:
+        await super().start_service(service)
+        if service.crashed:
+            self.loop.call_later(_RESTART_PAUSE_S, self.wakeup)
+
+    def wakeup(self) -> None:
+        if self._please_wakeup is None and not self.should_stop:
+            self.loop.call_later(_RESTART_PAUSE_S, self.wakeup)
+        else:
+            super().wakeup()
+
+
 class Stream(faust.Stream[Any]):
     """A stream that acknowledges an event when the agent asks for the next one.
 
@@ -373,6 +395,19 @@ class Stream(faust.Stream[Any]):
         iterator = self._iterate()
         self._active_agens.add(iterator)
         return iterator
+
+    async def events(self) -> AsyncIterator[Any]:
+        """As Faust's, one generator deep."""
+        async for _ in self:
+            if self.current_event is not None:
+                yield self.current_event
+
+    async def items(self) -> AsyncIterator[tuple[Any, Any]]:
+        """As Faust's, one generator deep."""
+        async for _ in self:
+            event = self.current_event
+            if event is not None:
+                yield event.key, event.value
 
     async def _iterate(self) -> AsyncGenerator[Any, None]:
         self._finalized = True

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable
-from functools import partial
+from collections.abc import Awaitable, Callable, Generator
+from functools import cached_property, partial
 from typing import Any
 
 import faust
@@ -19,6 +18,27 @@ from streams_app.session import Output
 _OFFSET_UNKNOWN = -1
 
 
+class Sent:
+    """What a send from inside a batch gives: as a future that is done."""
+
+    __slots__ = ("_metadata",)
+
+    def __init__(self, metadata: RecordMetadata) -> None:
+        self._metadata = metadata
+
+    def __await__(self) -> Generator[Any, None, RecordMetadata]:
+        yield from ()
+        return self._metadata
+
+    def done(self) -> bool:
+        """It is."""
+        return True
+
+    def result(self) -> RecordMetadata:
+        """Topic, and partition if one was given; the offset is not known before the commit."""
+        return self._metadata
+
+
 class Topic(faust.Topic):
     """`faust.Topic` with msgspec structs as values, and transactional sends from inside of agents.
 
@@ -30,6 +50,10 @@ class Topic(faust.Topic):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._decoders: tuple[Callable[[bytes], Any], Callable[[bytes], Any]] | None = None
+
+    @cached_property
+    def _sent(self) -> Sent:
+        return Sent(record_metadata(self.get_topic_name(), -1, _OFFSET_UNKNOWN, None))
 
     def decode_message(self, message: Message) -> tuple[Any, Any]:
         """Key and value of a record.
@@ -98,12 +122,12 @@ class Topic(faust.Topic):
         timestamp_ms = None if timestamp is None else int(timestamp * 1000)
         pairs = list(open_headers.items()) if open_headers else None
         batch.send(Output(name, key_bytes, value_bytes, partition, timestamp_ms, pairs))
+        if callback is None and partition is None and timestamp is None:
+            return self._sent
         metadata = record_metadata(name, -1 if partition is None else partition, _OFFSET_UNKNOWN, timestamp)
         if callback is not None:
             batch.callbacks.append(partial(self._call_back, callback, key_bytes, value_bytes, metadata))
-        future: asyncio.Future[RecordMetadata] = asyncio.get_running_loop().create_future()
-        future.set_result(metadata)
-        return future
+        return Sent(metadata)
 
     def _call_back(
         self, callback: Callable[[FutureMessage], Any], key: Any, value: Any, metadata: RecordMetadata

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import socket
 from typing import Any
 
@@ -31,6 +32,11 @@ class Worker(faust.Worker):
             raise KafkaUnreachable(f"the topics could not be created: {error.args[0].str()}") from error
         if app.conf.web_enabled and not app.settings.port:
             app.conf.web_port = _free_port(app.conf.web_bind)
+        # What is loaded by now stays. A batch makes some hundred thousand objects that live as long as it does, and hardly
+        # a cycle: with Python's default of 700 allocations the collector would look through all of them again and again.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(100_000, 20, 20)
         super().__init__(app, *args, **kwargs)
 
     def stop_and_shutdown(self) -> None:

@@ -1,0 +1,48 @@
+"""The smallest app with state: read an entry, update the balance of its key, write one output."""
+
+import asyncio
+import os
+
+import msgspec
+
+from streams_app.application import App
+
+
+class Entry(msgspec.Struct):
+    id: int
+    amount: int
+    #: What the agent does with it, apart from its work.
+    order: str = ""
+
+
+class Balance(msgspec.Struct):
+    id: int
+    balance: int
+
+
+app = App("balances", autodiscover=False, web_enabled=False)
+entries = app.topic("entries", key_type=str, value_type=Entry)
+balances = app.topic("balances", key_type=str, value_type=Balance)
+table = app.Table("balance", key_type=str, value_type=int, default=int)
+failed: set[int] = set()
+
+
+@app.agent(entries)
+async def add_up(stream):
+    async for key, entry in stream.items():
+        balance = table[key] + entry.amount
+        table[key] = balance
+        await balances.send(key=key, value=Balance(entry.id, balance))
+        await obey(entry)
+
+
+async def obey(entry):
+    """Misbehave, after the writes, so that what was written has to be taken back."""
+    match entry.order:
+        case "fail once" if entry.id not in failed:
+            failed.add(entry.id)
+            raise ValueError(f"{entry.id} fails once")
+        case "fail":
+            raise ValueError(f"{entry.id} always fails")
+        case "sleep":
+            await asyncio.sleep(float(os.environ.get("SLEEP_S", "1.5")))

@@ -1,0 +1,265 @@
+"""What the tests with real workers share: a prefix of their own on the broker, worker processes, input, and the check."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+from uuid import uuid4
+
+from confluent_kafka import Consumer, IsolationLevel, Message, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec
+
+from streams_app.kafka import KafkaAddress
+from streams_app.store import local_stores, read_only_copy
+
+TESTS = Path(__file__).parent
+PARTITIONS = 4
+
+
+def wait_until(condition: Callable[[], object], what: str, timeout_s: float = 60.0) -> None:
+    """Wait for a condition, with a deadline."""
+    deadline_s = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline_s:
+            raise AssertionError(f"not within {timeout_s:g} s: {what}")
+        time.sleep(0.05)
+
+
+class Worker:
+    """A worker process of a test app."""
+
+    def __init__(self, rig: Rig, slot: str, **env: str) -> None:
+        self.slot = slot
+        self.log = rig.folder / f"{slot}-{uuid4().hex[:6]}.log"
+        self._file: IO[bytes] = self.log.open("wb")
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "faust", "-A", rig.app, "worker", "-l", "info", "--without-web"],
+            env={**rig.env, "STREAMS_APP_SLOT": slot, **env},
+            stdout=self._file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+    def says(self, text: str) -> bool:
+        """Whether the log has ``text``."""
+        return text.encode() in self.log.read_bytes()
+
+    def count(self, text: str) -> int:
+        """How often the log has ``text``."""
+        return self.log.read_bytes().count(text.encode())
+
+    def wait_started(self, times: int = 1) -> Worker:
+        """Wait until partitions were started, ``times`` times."""
+        wait_until(lambda: self.count("partitions started") >= times or not self.alive, f"{self.slot} started")
+        assert self.alive, self.log.read_text()[-3000:]
+        return self
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process runs (or is frozen)."""
+        return self._process.poll() is None
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the process was stopped by SIGSTOP."""
+        return Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal."""
+        self._process.send_signal(number)
+
+    def kill(self) -> None:
+        """As by ``kill -9``."""
+        self._process.kill()
+        self.wait()
+
+    def wait(self, timeout_s: float = 60.0) -> int:
+        """Wait for the end; gives the exit code."""
+        code = self._process.wait(timeout_s)
+        self._file.close()
+        return code
+
+
+@dataclass
+class Rig:
+    """One test's corner of the broker and of the disk."""
+
+    kafka_url: str
+    folder: Path
+    app: str = "tests.apps.balances"
+    prefix: str = field(default_factory=lambda: f"t{uuid4().hex[:8]}-")
+    settings: dict[str, str] = field(default_factory=dict)
+    workers: list[Worker] = field(default_factory=list)
+    #: Number of records sent to the input by key.
+    sent: int = 0
+
+    def __post_init__(self) -> None:
+        self.config = KafkaAddress.parse(self.kafka_url).librdkafka()
+        self.admin = AdminClient(self.config)
+        self.create_topics("entries", "balances", "dead-letters")
+        self._producer = Producer({**self.config, "partitioner": "murmur2_random", "linger.ms": 5})
+        self._random = random.Random(1)
+
+    @property
+    def env(self) -> dict[str, str]:
+        """Environment of the workers."""
+        return {
+            **os.environ,
+            "KAFKA_URL": self.kafka_url,
+            "KAFKA_PREFIX": self.prefix,
+            "STREAMS_APP_DATADIR": str(self.folder / "data"),
+            # The shortest that brokers permit by default, so that a zombie's successor is there soon.
+            "STREAMS_APP_SESSION_TIMEOUT_MS": "6000",
+            "PYTHONPATH": str(TESTS.parent),
+            **self.settings,
+        }
+
+    def create_topics(self, *names: str) -> None:
+        """Create topics with the prefix."""
+        new = [NewTopic(self.prefix + name, PARTITIONS, 1) for name in names]
+        for future in self.admin.create_topics(new).values():
+            future.result(30)
+
+    def worker(self, slot: str = "one", **env: str) -> Worker:
+        """Start a worker."""
+        worker = Worker(self, slot, **env)
+        self.workers.append(worker)
+        return worker
+
+    def send(
+        self, count: int, *, keys: int = 50, orders: dict[int, str] | None = None, rate: float | None = None
+    ) -> None:
+        """Write ``count`` entries; ``orders``: what the agent does with the n-th of them."""
+        started_s = time.monotonic()
+        for number in range(count):
+            entry = {"id": self.sent, "amount": self._random.randrange(1, 100)}
+            if orders and number in orders:
+                entry["order"] = orders[number]
+            key = f"k{self._random.randrange(keys)}"
+            self._producer.produce(f"{self.prefix}entries", json.dumps(entry).encode(), key.encode())
+            self.sent += 1
+            self._producer.poll(0)
+            if rate is not None:
+                time.sleep(max(0.0, started_s + (number + 1) / rate - time.monotonic()))
+        assert self._producer.flush(30) == 0
+
+    def read(self, topic: str, *, committed: bool = True) -> list[Message]:
+        """All records of a topic."""
+        level = "read_committed" if committed else "read_uncommitted"
+        consumer = Consumer(
+            {
+                **self.config,
+                "group.id": "reader",
+                "isolation.level": level,
+                "enable.auto.commit": False,
+                "enable.partition.eof": True,
+                "auto.offset.reset": "earliest",
+            }
+        )
+        found, unfinished = [], set(range(PARTITIONS))
+        try:
+            consumer.assign([TopicPartition(self.prefix + topic, p, 0) for p in range(PARTITIONS)])
+            deadline_s = time.monotonic() + 30
+            while unfinished:
+                assert time.monotonic() < deadline_s, f"{topic} could not be read to its end"
+                for message in consumer.consume(10_000, 0.5):
+                    if message.error():
+                        unfinished.discard(message.partition())
+                    else:
+                        found.append(message)
+        finally:
+            consumer.close()
+        return found
+
+    def ends(self) -> list[int]:
+        """High watermarks of the output."""
+        return self._offsets(IsolationLevel.READ_UNCOMMITTED)
+
+    def last_stable(self) -> list[int]:
+        """Last stable offsets of the output: they stop at the first open transaction."""
+        return self._offsets(IsolationLevel.READ_COMMITTED)
+
+    def _offsets(self, isolation: IsolationLevel) -> list[int]:
+        wanted = {TopicPartition(f"{self.prefix}balances", p): OffsetSpec.latest() for p in range(PARTITIONS)}
+        futures = self.admin.list_offsets(wanted, isolation_level=isolation)
+        return [future.result(30).offset for _, future in sorted(futures.items(), key=lambda each: each[0].partition)]
+
+    def wait_drained(self, timeout_s: float = 60.0) -> None:
+        """Wait until every entry has its committed output, or is set aside."""
+        wait_until(
+            lambda: len(self.read("balances")) + len(self.read("dead-letters")) >= self.sent,
+            f"{self.sent} entries done",
+            timeout_s,
+        )
+
+    def check(self) -> None:
+        """Every entry took effect exactly once: on the output, the changelog, and the stores."""
+        aside = {json.loads(message.value())["id"] for message in self.read("dead-letters")}
+        expected: dict[str, list[tuple[int, int]]] = defaultdict(list)
+        balance: dict[str, int] = defaultdict(int)
+        for message in self.read("entries"):
+            entry, key = json.loads(message.value()), message.key().decode()
+            if entry["id"] not in aside:
+                balance[key] += entry["amount"]
+                expected[key].append((entry["id"], balance[key]))
+        outputs: dict[str, list[tuple[int, int]]] = defaultdict(list)
+        for message in self.read("balances"):
+            output = json.loads(message.value())
+            outputs[message.key().decode()].append((output["id"], output["balance"]))
+        assert outputs == expected
+        changelog = self.changelog()
+        assert {key.decode(): int(value) for key, value in changelog.items()} == dict(balance)
+
+    def changelog(self) -> dict[bytes, bytes]:
+        """The fold of the table's changelog."""
+        fold: dict[bytes, bytes] = {}
+        for message in self.read("balances-balance-changelog"):
+            if message.value() is None:
+                fold.pop(message.key(), None)
+            else:
+                fold[message.key()] = message.value()
+        return fold
+
+    def check_stores(self) -> None:
+        """The stores on disk hold what the changelog says; for when one worker had all partitions to the end."""
+        stored: dict[bytes, bytes] = {}
+        for _, _, path in local_stores(self.folder / "data", f"{self.prefix}balances"):
+            stored |= read_only_copy(path)[1]
+        assert stored == self.changelog()
+
+    def stop(self) -> None:
+        """SIGTERM to all workers; each ends in time and with 0."""
+        for worker in self.workers:
+            if worker.alive:
+                worker.signal(signal.SIGTERM)
+        for worker in self.workers:
+            if worker.alive:
+                assert worker.wait(30) == 0, worker.log.read_text()[-3000:]
+
+    def end(self) -> None:
+        """Leave no process behind."""
+        for worker in self.workers:
+            if worker.alive:
+                worker.kill()
+            worker.wait()
+
+
+@contextmanager
+def rig(kafka_url: str, folder: Path, **options: str) -> Iterator[Rig]:
+    """A rig that ends its workers."""
+    made = Rig(kafka_url, folder, settings=options)
+    try:
+        yield made
+    finally:
+        made.end()

@@ -1,0 +1,207 @@
+"""Workers that are killed, frozen and rebalanced, against a real Kafka: every entry takes effect exactly once."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.rig import Rig, rig, wait_until
+
+STEPS = [
+    "1 prepare: begin",
+    "1 prepare: outputs produced",
+    "2 offsets",
+    "3 end",
+    "4 publish",
+    "4 publish: a store",
+    "5 published",
+]
+
+
+@pytest.fixture
+def balances(kafka_url: str, tmp_path: Path) -> Iterator[Rig]:
+    """A rig for the balances app."""
+    with rig(kafka_url, tmp_path) as made:
+        yield made
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_kill_at_each_step_of_the_commit_leaves_all_or_nothing(balances: Rig, step: str) -> None:
+    """A crash in the middle of a commit would double or lose a transfer."""
+    balances.send(300)
+    worker = balances.worker(STREAMS_APP_FAULT=f"kill {step}@3").wait_started()
+    balances.send(300, rate=300)
+    assert worker.wait() == -signal.SIGKILL
+    balances.worker()
+    balances.send(100)
+    balances.wait_drained()
+    balances.stop()
+    balances.check()
+    balances.check_stores()
+
+
+def test_the_first_batch_ever_is_read_again_after_it_was_aborted(balances: Rig) -> None:
+    """Without a committed start the first events would be skipped after a crash."""
+    balances.send(200)
+    assert balances.worker(STREAMS_APP_FAULT="kill 2 offsets@1").wait() == -signal.SIGKILL
+    balances.worker()
+    balances.wait_drained()
+    balances.stop()
+    balances.check()
+
+
+def test_another_worker_takes_over_what_a_killed_one_left_open(balances: Rig) -> None:
+    """An open transaction of a dead worker would hold up its partitions until the broker times it out."""
+    balances.worker("one", STREAMS_APP_FAULT="kill 3 end@4")
+    first = balances.workers[0].wait_started()
+    second = balances.worker("two").wait_started()
+    balances.send(600, rate=300)
+    assert first.wait() == -signal.SIGKILL
+    killed_s = time.monotonic()
+    times = second.count("partitions started")
+    second.wait_started(times + 1)
+    assert time.monotonic() - killed_s < 6 + 12, "session time-out and then some"
+    balances.send(100)
+    balances.wait_drained()
+    balances.stop()
+    balances.check()
+
+
+@pytest.mark.parametrize("step", ["1 prepare: outputs produced", "3 end"])
+def test_a_zombie_that_wakes_up_in_its_commit_changes_nothing(balances: Rig, step: str) -> None:
+    """A paused worker that commits after its successor began would double what both did."""
+    zombie = balances.worker("zombie", STREAMS_APP_FAULT=f"stop {step}@4").wait_started()
+    balances.send(600, rate=300)
+    wait_until(lambda: zombie.frozen, "the worker froze")
+    successor = balances.worker("successor").wait_started()
+    balances.send(200)
+    balances.wait_drained()
+    zombie.signal(signal.SIGCONT)
+    balances.send(200, rate=200)
+    wait_until(lambda: zombie.count("partitions started") >= 2, "the zombie rejoined")
+    balances.send(100)
+    balances.wait_drained()
+    balances.stop()
+    assert successor.says("revoked")
+    balances.check()
+
+
+def test_a_zombie_that_froze_while_its_partitions_were_revoked_changes_nothing(balances: Rig) -> None:
+    """Between revoke and rejoin a worker may still commit, but not after its session is over."""
+    zombie = balances.worker("zombie", SLEEP_S="1.0").wait_started()
+    balances.send(40, orders=dict.fromkeys(range(5, 40), "sleep"))
+    successor = balances.worker("successor", SLEEP_S="0")
+    wait_until(lambda: zombie.says("is revoked"), "the revoke callback runs")
+    zombie.signal(signal.SIGSTOP)
+    successor.wait_started()
+    balances.wait_drained()
+    zombie.signal(signal.SIGCONT)
+    wait_until(lambda: zombie.count("partitions started") >= 2, "the zombie rejoined")
+    balances.send(100)
+    balances.wait_drained()
+    balances.stop()
+    balances.check()
+
+
+def test_a_transaction_that_the_broker_timed_out_is_done_again(balances: Rig) -> None:
+    """The worker is still a member, but its producer is fenced: it has to go on with a new one, not to stop."""
+    balances.settings |= {"STREAMS_APP_TRANSACTION_TIMEOUT_MS": "1000", "STREAMS_APP_SESSION_TIMEOUT_MS": "45000"}
+    worker = balances.worker(STREAMS_APP_FAULT="stop 2 offsets@3").wait_started()
+    balances.send(300, rate=300)
+    wait_until(lambda: worker.frozen, "the worker froze")
+    # The broker looks for transactions past their time every 10 s: the open one ends as aborted.
+    wait_until(lambda: balances.last_stable() == balances.ends(), "the broker ended the transaction")
+    worker.signal(signal.SIGCONT)
+    balances.send(100)
+    balances.wait_drained()
+    balances.stop()
+    assert worker.says("TransactionAborted") or worker.says("CommitUnconfirmed")
+    balances.check()
+    balances.check_stores()
+
+
+def test_workers_that_come_and_go_amid_transactions_change_nothing(balances: Rig) -> None:
+    """Each rebalance revokes partitions that have a batch in hand."""
+    balances.worker("one").wait_started()
+    for round_ in range(3):
+        balances.send(150, rate=300)
+        guest = balances.worker(f"guest-{round_}")
+        balances.send(300, rate=300)
+        guest.wait_started()
+        balances.send(150, rate=300)
+        guest.signal(signal.SIGTERM)
+        assert guest.wait() == 0
+    balances.wait_drained()
+    balances.stop()
+    balances.check()
+
+
+def test_a_lost_table_folder_is_restored_from_the_changelog(balances: Rig) -> None:
+    """On platforms with ephemeral disks every restart is one without tables."""
+    worker = balances.worker().wait_started()
+    balances.send(300)
+    balances.wait_drained()
+    worker.kill()
+    shutil.rmtree(balances.folder / "data")
+    balances.send(100)
+    balances.worker()
+    balances.wait_drained()
+    balances.stop()
+    balances.check()
+    balances.check_stores()
+
+
+def test_a_changelog_created_anew_is_not_continued_by_the_old_store(balances: Rig) -> None:
+    """The store's checkpoint would point into a topic that is not the one it was written to."""
+    worker = balances.worker().wait_started()
+    balances.send(300)
+    balances.wait_drained()
+    worker.signal(signal.SIGTERM)
+    worker.wait()
+    changelog = f"{balances.prefix}balances-balance-changelog"
+    balances.admin.delete_topics([changelog])[changelog].result(30)
+    wait_until(lambda: changelog not in balances.admin.list_topics(timeout=10).topics, "the changelog is gone")
+    balances.worker().wait_started()
+    balances.send(50)
+    balances.wait_drained()
+    balances.stop()
+    assert len(balances.changelog()) > 0
+    balances.check_stores()
+
+
+def test_an_event_whose_agent_raises_is_delivered_again_and_then_set_aside(balances: Rig) -> None:
+    """A poison event would stop its partition, be lost, or leave half of its work behind."""
+    balances.worker()
+    balances.send(300, orders={0: "fail", 7: "fail once", 150: "fail", 151: "fail", 299: "fail"})
+    balances.wait_drained()
+    balances.stop()
+    dead = balances.read("dead-letters")
+    assert sorted(dict(message.headers())["dlq.attempts"] for message in dead) == [b"3"] * 4
+    assert {dict(message.headers())["dlq.error"] for message in dead} == {b"agent_error"}
+    balances.check()
+
+
+def test_a_terminated_worker_commits_and_leaves_the_group(balances: Rig) -> None:
+    """A deployment would repeat work, and its partitions would stand still until the session is over."""
+    first = balances.worker("first").wait_started()
+    balances.send(300, rate=600)
+    first.signal(signal.SIGTERM)
+    assert first.wait(30) == 0
+    assert first.says("LeaveGroup request succeeded")
+    balances.worker("second").wait_started()
+    balances.wait_drained()
+    balances.stop()
+    balances.check()
+
+
+def test_a_second_live_worker_of_a_slot_is_refused(balances: Rig) -> None:
+    """Two workers under one transactional id would fence each other for ever."""
+    balances.worker("same").wait_started()
+    other = balances.worker("same")
+    assert other.wait() != 0
+    assert other.says("is held by another live worker")

@@ -1,0 +1,186 @@
+"""The stores of tables: what a crash leaves, what a checkpoint is worth, what expires when."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from streams_app.batch import Overlay
+from streams_app.commit import expire
+from streams_app.start import trusted_start
+from streams_app.store import Restored, Store, local_stores, read_only_copy, store_path
+
+DAY_MS = 24 * 60 * 60 * 1000
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    made = Store(tmp_path / "0", topic_id="topic")
+    yield made
+    made.close()
+
+
+def test_values_and_checkpoint_survive_together(tmp_path: Path) -> None:
+    """A checkpoint without its values would hide them from the restore for ever."""
+    store = Store(tmp_path / "0", topic_id="topic")
+    store.publish({b"a": b"1", b"b": b"2"}, [], 7)
+    store.publish({b"a": None}, [], 9)
+    store.close()
+    store = Store(tmp_path / "0", topic_id="topic")
+    assert store.checkpoint is not None
+    assert store.checkpoint.offset == 9
+    assert dict(store.items()) == {b"b": b"2"}
+    store.close()
+
+
+def test_a_write_whose_offset_is_unknown_leaves_the_checkpoint(store: Store) -> None:
+    """The restore then replays what is here already, to the same end."""
+    store.publish({b"a": b"1"}, [], 7)
+    store.publish({b"a": b"2"}, [], None)
+    assert store.get(b"a") == b"2"
+    assert store.checkpoint is not None
+    assert store.checkpoint.offset == 7
+
+
+KILLED_AFTER_PUBLISH = """
+import os, signal, sys
+from pathlib import Path
+from streams_app.store import Restored, Store
+store = Store(Path(sys.argv[1]), topic_id="topic")
+store.restore([Restored(b"k%d" % n, b"v", 0) for n in range(1000)], 999)
+{finish}
+store.publish({{b"k0": b"new"}}, [], 1000)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("finish", ["store.finish_restore()", "pass"])
+def test_a_kill_after_the_first_publish_loses_no_restored_value(tmp_path: Path, finish: str) -> None:
+    """Restored without a log, published with one: the checkpoint would survive, the values not."""
+    command = [sys.executable, "-c", KILLED_AFTER_PUBLISH.format(finish=finish), str(tmp_path / "0")]
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    store = Store(tmp_path / "0", topic_id="topic")
+    values = dict(store.items())
+    checkpoint = store.checkpoint
+    store.close()
+    assert checkpoint is not None
+    assert checkpoint.offset == 1000
+    assert len(values) == 1000
+    assert values[b"k0"] == b"new"
+
+
+def test_a_damaged_store_is_removed(tmp_path: Path) -> None:
+    """The changelog has it all; a worker that cannot start has nothing."""
+    store = Store(tmp_path / "0", topic_id="topic")
+    store.publish({b"a": b"1"}, [], 7)
+    store.close()
+    (tmp_path / "0" / "CURRENT").write_text("nonsense")
+    store = Store.trusted(tmp_path / "0", topic_id="topic")
+    assert store.checkpoint is None
+    assert list(store.items()) == []
+    store.close()
+
+
+def test_a_store_with_a_good_checkpoint_reads_only_the_tail(store: Store) -> None:
+    """Reading everything again would make each restart as slow as the table is large."""
+    store.publish({b"a": b"1"}, [], 7)
+    assert trusted_start(store, end=8, tombstones_kept_ms=DAY_MS) == 8
+    assert store.get(b"a") == b"1"
+
+
+@pytest.mark.parametrize("lie", ["another topic", "beyond the end", "too old"])
+def test_a_checkpoint_that_lies_is_not_believed(store: Store, lie: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Values of another topic, of a time ahead, or deleted meanwhile would stay in the table for ever."""
+    store.publish({b"a": b"1"}, [], 7)
+    end = 8
+    if lie == "another topic":
+        store.topic_id = "created anew"
+    elif lie == "beyond the end":
+        end = 7
+    else:
+        now_s = time.time() + DAY_MS / 1000 / 2 + 60
+        monkeypatch.setattr("streams_app.start.time.time", lambda: now_s)
+    assert trusted_start(store, end, tombstones_kept_ms=DAY_MS) == 0
+    assert list(store.items()) == []
+    assert store.checkpoint is None
+
+
+def remember(overlay: Overlay, key: bytes, timestamp_ms: int) -> None:
+    overlay.writes[key] = overlay.time(timestamp_ms) + b"value"
+
+
+def test_nothing_expires_before_its_time_and_everything_after(tmp_path: Path) -> None:
+    """Forgotten too early, a repeated id would move money twice; never forgotten, the table would grow for ever."""
+    store = Store(tmp_path / "0", topic_id="topic", expires_ms=1_000)
+    for number in range(10):
+        overlay = Overlay(store, "changelog")
+        remember(overlay, b"%d" % number, 5_000 + 300 * number)
+        stale = expire(overlay)
+        store.publish(overlay.writes, stale, number)
+        clock_ms = 5_000 + 300 * number
+        kept = {int(key) for key, _ in store.items()}
+        assert kept == {n for n in range(number + 1) if 5_000 + 300 * n >= clock_ms - 1_000}
+    store.close()
+
+
+def test_a_key_written_again_lives_on_from_then(tmp_path: Path) -> None:
+    """Its old index entry must not take it away."""
+    store = Store(tmp_path / "0", topic_id="topic", expires_ms=1_000)
+    for offset, (key, time_ms) in enumerate([(b"a", 1_000), (b"a", 1_900), (b"b", 2_500)]):
+        overlay = Overlay(store, "changelog")
+        remember(overlay, key, time_ms)
+        store.publish(overlay.writes, expire(overlay), offset)
+    assert {key for key, _ in store.items()} == {b"a", b"b"}
+    store.close()
+
+
+def test_a_timestamp_from_the_future_expires_nothing(tmp_path: Path) -> None:
+    """One producer with a wrong clock would make the table forget all ids."""
+    store = Store(tmp_path / "0", topic_id="topic", expires_ms=DAY_MS)
+    overlay = Overlay(store, "changelog")
+    remember(overlay, b"a", int(time.time() * 1000) - 60_000)
+    store.publish(overlay.writes, expire(overlay), 0)
+    overlay = Overlay(store, "changelog")
+    remember(overlay, b"b", int(time.time() * 1000) + 400 * DAY_MS)
+    store.publish(overlay.writes, expire(overlay), 1)
+    assert {key for key, _ in store.items()} == {b"a", b"b"}
+    store.close()
+
+
+def test_time_does_not_run_backwards(tmp_path: Path) -> None:
+    """A late record's id would otherwise be forgotten before the ids that came before it."""
+    store = Store(tmp_path / "0", topic_id="topic", expires_ms=1_000)
+    overlay = Overlay(store, "changelog")
+    remember(overlay, b"a", 9_000)
+    remember(overlay, b"late", 5_000)
+    store.publish(overlay.writes, expire(overlay), 0)
+    assert {key for key, _ in store.items()} == {b"a", b"late"}
+    store.close()
+
+
+def test_a_restored_store_expires_as_the_one_that_wrote_the_changelog(tmp_path: Path) -> None:
+    """The time of a value is its changelog record's timestamp, so it outlives the disk."""
+    store = Store(tmp_path / "0", topic_id="topic", expires_ms=1_000)
+    store.restore([Restored(b"old", b"value", 5_000), Restored(b"new", b"value", 5_900)], 1)
+    store.finish_restore()
+    overlay = Overlay(store, "changelog")
+    remember(overlay, b"next", 6_500)
+    store.publish(overlay.writes, expire(overlay), 2)
+    assert {key for key, _ in store.items()} == {b"new", b"next"}
+    store.close()
+
+
+def test_a_store_can_be_read_while_its_worker_lives(tmp_path: Path) -> None:
+    """The audit compares tables of running workers with their changelogs."""
+    path = store_path(tmp_path / "app" / "slot", "accounts", 3)
+    store = Store(path, topic_id="topic")
+    store.publish({b"a": b"1"}, [], 4)
+    assert list(local_stores(tmp_path, "app")) == [("accounts", 3, path)]
+    assert read_only_copy(path) == (4, {b"a": b"1"})
+    store.close()
