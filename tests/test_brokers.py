@@ -1,0 +1,242 @@
+"""What we ask the brokers: stable offsets, high watermarks, and the restore behind open transactions."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient, NewTopic
+
+from streams_app.engine import fence
+from streams_app.errors import PartitionsLost, StartRefused
+from streams_app.offsets import Offsets
+from streams_app.restore import restore
+from streams_app.session import Consumed, Output, Pin, Session, unfenced_group_metadata
+from streams_app.start import Start
+from streams_app.store import Store
+from tests.rig import wait_until
+
+
+class Corner:
+    """A topic, a changelog, and a group with a live member."""
+
+    def __init__(self, kafka_url: str, folder: Path) -> None:
+        self.config = {"bootstrap.servers": kafka_url.removeprefix("kafka://")}
+        self.aiokafka = {"bootstrap_servers": self.config["bootstrap.servers"]}
+        self.name = f"c{uuid4().hex[:8]}"
+        self.input, self.changelog = (f"{self.name}-in", 0), (f"{self.name}-changelog", 0)
+        self.folder = folder
+        self.admin = AdminClient(self.config)
+        for future in self.admin.create_topics(
+            [NewTopic(self.input[0], 1, 1), NewTopic(self.changelog[0], 1, 1, config={"cleanup.policy": "compact"})]
+        ).values():
+            future.result(30)
+        self.offsets = Offsets(self.config, self.name)
+        self.consumer = Consumer({**self.config, "group.id": self.name, "auto.offset.reset": "earliest"})
+        self.sessions: list[Session] = []
+        self.stores: list[Store] = []
+
+    def join(self) -> Pin:
+        """Become a member of the group."""
+        self.consumer.subscribe([self.input[0]])
+        wait_until(lambda: self.consumer.poll(0.1) is not None or self.consumer.assignment(), "joined the group")
+        metadata: bytes = self.consumer.consumer_group_metadata()
+        generation = int.from_bytes(metadata[7:11], "little", signed=True)
+        return Pin(self.name, generation, metadata[11:].split(b"\0")[1].decode())
+
+    def session(self, transactional_id: str) -> Session:
+        made = Session(self.config, transactional_id)
+        made.open()
+        self.sessions.append(made)
+        return made
+
+    def store(self) -> Store:
+        made = Store(self.folder / str(len(self.stores)), topic_id="id")
+        self.stores.append(made)
+        return made
+
+    def produce(self, topic: str, count: int) -> None:
+        producer = Producer(self.config)
+        for number in range(count):
+            producer.produce(topic, b"v%d" % number, b"k%d" % number, 0)
+        assert producer.flush(30) == 0
+
+    def close(self) -> None:
+        for session in self.sessions:
+            session.close()
+        for store in self.stores:
+            store.close()
+        self.consumer.close()
+
+
+@pytest.fixture
+def corner(kafka_url: str, tmp_path: Path) -> Iterator[Corner]:
+    made = Corner(kafka_url, tmp_path)
+    yield made
+    made.close()
+
+
+def test_a_pending_offset_is_waited_for(corner: Corner) -> None:
+    """Starting at the old offset would do again what a transaction about to commit has done."""
+    pin = corner.join()
+    session = corner.session(f"{corner.name}-live")
+    session.begin()
+    session.send_offsets([Consumed(*corner.input, 5)], pin)
+    timer = threading.Timer(0.3, session.end)
+    timer.start()
+    stable = corner.offsets.stable([corner.input], lambda transactional_id: None)
+    timer.join()
+    assert stable[corner.input].offset == 5
+    assert stable[corner.input].transactional_id == f"{corner.name}-live"
+
+
+def test_the_transaction_of_a_dead_worker_is_fenced_by_the_name_on_its_last_offset(corner: Corner) -> None:
+    """Without that the partition stands still until the broker times the transaction out."""
+    pin = corner.join()
+    dead = corner.session(f"{corner.name}-dead")
+    dead.begin()
+    dead.send_offsets([Consumed(*corner.input, 3)], pin)
+    dead.end()
+    dead.begin()
+    dead.send_offsets([Consumed(*corner.input, 5)], pin)
+    own = corner.session(f"{corner.name}-own")
+    fenced: list[str] = []
+
+    def on_fence(transactional_id: str) -> None:
+        fenced.append(transactional_id)
+        fence(corner.config, own, transactional_id)
+
+    stable = corner.offsets.stable([corner.input], on_fence)
+    assert stable[corner.input].offset == 3
+    assert fenced == [f"{corner.name}-dead"]
+
+
+def test_high_watermarks_count_open_transactions(corner: Corner) -> None:
+    """Restored up to the last stable offset only, a table would miss what is committed a moment later."""
+    session = corner.session(f"{corner.name}-open")
+    session.begin()
+    session.produce([Output(*corner.changelog[:1], b"k", b"v", 0)])
+    session.flush()
+    assert corner.offsets.high_watermarks([corner.changelog]) == {corner.changelog: 1}
+    consumer = Consumer({**corner.config, "group.id": "x", "isolation.level": "read_committed"})
+    try:
+        consumer.assign([TopicPartition(*corner.changelog)])
+        assert consumer.get_watermark_offsets(TopicPartition(*corner.changelog), timeout=10)[1] == 0
+    finally:
+        consumer.close()
+
+
+@pytest.mark.parametrize("outcome", ["commit", "abort"])
+def test_a_restore_waits_for_open_transactions_below_its_end(corner: Corner, outcome: str) -> None:
+    """It would miss a value that was written before it began and committed while it ran."""
+    corner.produce(corner.changelog[0], 10)
+    pin = corner.join()
+    session = corner.session(f"{corner.name}-open")
+    session.begin()
+    session.produce([Output(corner.changelog[0], b"k0", b"open", 0)])
+    session.flush()
+    session.send_offsets([Consumed(*corner.input, 1)], pin)
+    store = corner.store()
+    ends = corner.offsets.high_watermarks([corner.changelog])
+    assert ends[corner.changelog] == 11
+    thread = threading.Thread(
+        target=restore,
+        args=(corner.aiokafka, {corner.changelog: store}, {corner.changelog: 0}, ends, lambda _: None, lambda: False),
+    )
+    thread.start()
+    wait_until(lambda: store.checkpoint is not None and store.checkpoint.offset == 9, "restored up to the open one")
+    assert thread.is_alive()
+    if outcome == "commit":
+        session.end()
+    else:
+        session.open()  # a new producer under the same id aborts what is open
+    thread.join(30)
+    assert not thread.is_alive()
+    assert store.get(b"k0") == (b"open" if outcome == "commit" else b"v0")
+
+
+def test_a_restore_can_be_cancelled(corner: Corner) -> None:
+    """A rebalance in the middle of a long restore would hold up the whole group."""
+    session = corner.session(f"{corner.name}-open")
+    session.begin()
+    session.produce([Output(corner.changelog[0], b"k0", b"open", 0)])
+    session.flush()
+    started_s = time.monotonic()
+    restore(
+        corner.aiokafka,
+        {corner.changelog: corner.store()},
+        {corner.changelog: 0},
+        {corner.changelog: 1},
+        lambda _: None,
+        lambda: time.monotonic() > started_s + 0.5,
+    )
+
+
+def start(corner: Corner, pin: Pin, *, from_latest: bool = False) -> dict[tuple[str, int], int]:
+    session = Session(corner.config, f"{corner.name}-start")
+    corner.sessions.append(session)
+    starter = Start(corner.offsets, session, lambda _: None, corner.aiokafka, from_latest=from_latest)
+    return starter.run(pin, [corner.input], {corner.changelog: corner.store()}, lambda: False).positions
+
+
+@pytest.mark.parametrize(("from_latest", "expected"), [(False, 0), (True, 10)])
+def test_the_first_start_is_committed_before_anything_is_delivered(
+    corner: Corner, from_latest: bool, expected: int
+) -> None:
+    """Resolved again after an abort, 'latest' would skip what came meanwhile."""
+    corner.produce(corner.input[0], 10)
+    pin = corner.join()
+    assert start(corner, pin, from_latest=from_latest) == {corner.input: expected}
+    corner.produce(corner.input[0], 10)
+    assert start(corner, pin, from_latest=from_latest) == {corner.input: expected}
+    stable = corner.offsets.stable([corner.input], lambda _: None)
+    assert stable[corner.input] == (expected, f"{corner.name}-start")
+
+
+def test_a_start_under_an_old_membership_is_refused_by_the_broker(corner: Corner) -> None:
+    """A member of yesterday would put the offsets back."""
+    pin = corner.join()
+    with pytest.raises(PartitionsLost):
+        start(corner, pin._replace(generation=pin.generation - 1))
+    with pytest.raises(PartitionsLost):
+        start(corner, pin._replace(member_id="somebody"))
+
+
+def commit(corner: Corner, offset: int) -> None:
+    """Set the group's offset by force."""
+    producer = Producer({**corner.config, "transactional.id": f"{corner.name}-force"})
+    producer.init_transactions(10)
+    producer.begin_transaction()
+    metadata = unfenced_group_metadata(Pin(corner.name, -1, ""))
+    producer.send_offsets_to_transaction([TopicPartition(*corner.input, offset)], metadata, 10)
+    producer.commit_transaction(10)
+
+
+def test_input_that_was_deleted_before_it_was_processed_refuses_to_start(corner: Corner) -> None:
+    """aiokafka would reset its position silently: events are lost and nobody is told."""
+    corner.produce(corner.input[0], 10)
+    commit(corner, 3)
+    [future] = corner.admin.delete_records([TopicPartition(*corner.input, 8)]).values()
+    future.result(30)
+    with pytest.raises(StartRefused, match="deleted before they were processed"):
+        start(corner, corner.join())
+
+
+def test_an_input_topic_created_anew_refuses_to_start(corner: Corner) -> None:
+    """The old offset lies beyond its end: the first events would be skipped."""
+    commit(corner, 30)
+    corner.produce(corner.input[0], 10)
+    with pytest.raises(StartRefused, match="created anew"):
+        start(corner, corner.join())
+
+
+def test_expired_offsets_with_a_full_table_refuse_to_start(corner: Corner) -> None:
+    """Reading the input from its beginning would apply everything a second time."""
+    corner.produce(corner.changelog[0], 1)
+    with pytest.raises(StartRefused, match="expired"):
+        start(corner, corner.join())

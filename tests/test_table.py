@@ -1,0 +1,140 @@
+"""Tables as agents and web views see them: the batch's writes inside, committed values outside."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from faust.exceptions import ImproperlyConfigured
+from faust.streams import _current_event
+from faust.types import TP
+from faust.types.tuples import Message
+
+from streams_app.application import App
+from streams_app.batch import MAX_RECORD_BYTES, Batch
+from streams_app.errors import DeadBatchError
+from streams_app.events import Event
+from streams_app.session import Pin
+from streams_app.settings import Settings
+from streams_app.store import Store
+from streams_app.table import Table
+
+
+class Hand:
+    """Puts an event of a batch into the agent's hand."""
+
+    def __init__(self, folder: Path) -> None:
+        self.app = App("tables", settings=Settings(datadir=folder, kafka_url="kafka://127.0.0.1:1"), autodiscover=False)
+        self.table: Table = self.app.Table("balance", key_type=str, value_type=int, default=int)
+        self.store = Store(folder / "0", topic_id="topic")
+        self.table.data.partitions = {0: self.store}
+        self.batch = Batch(Pin("group", 1, "member"))
+
+    def take(self, partition: int = 0) -> Event:
+        """An event from ``partition``, in hand."""
+        message = Message("in", partition, 0, 1.0, 0, None, b"k", b"v", None, tp=TP("in", partition))
+        self.event = Event(self.app, "k", "v", None, message)
+        self.event.batch = self.batch
+        _current_event.set(weakref.ref(self.event))
+        return self.event
+
+    def drop(self) -> None:
+        """Empty the hand."""
+        _current_event.set(None)
+
+
+@pytest.fixture
+def hand(tmp_path: Path) -> Iterator[Hand]:
+    made = Hand(tmp_path)
+    made.store.publish({b"a": b"1", b"b": b"2"}, [], 5)
+    yield made
+    made.drop()
+    made.store.close()
+
+
+def test_an_agent_sees_its_batchs_writes_over_committed_values(hand: Hand) -> None:
+    """The second event of a batch must see the first one's balance."""
+    hand.take()
+    hand.table["a"] += 10
+    hand.table["c"] = 3
+    del hand.table["b"]
+    assert hand.table["a"] == 11
+    assert "b" not in hand.table
+    assert dict(hand.table.items()) == {"a": 11, "c": 3}
+    assert len(hand.table) == 2
+    assert hand.table.get("b", 0) == 0
+    assert hand.table.pop("c") == 3
+
+
+def test_from_outside_only_committed_values_are_seen(hand: Hand) -> None:
+    """A web view would show balances that an aborted batch takes back."""
+    hand.take()
+    hand.table["a"] = 99
+    hand.table["c"] = 3
+    hand.drop()
+    assert hand.table["a"] == 1
+    assert "c" not in hand.table
+    assert dict(hand.table.items()) == {"a": 1, "b": 2}
+
+
+def test_nothing_reaches_the_store_before_the_commit(hand: Hand) -> None:
+    """Uncommitted values on disk would outlive the crash that aborted them."""
+    hand.take()
+    hand.table["a"] = 99
+    assert hand.store.get(b"a") == b"1"
+
+
+def test_a_table_is_not_written_from_outside(hand: Hand) -> None:
+    """There is no transaction that the write could be a part of."""
+    with pytest.raises(TypeError, match="outside of an agent"):
+        hand.table["a"] = 5
+
+
+def test_a_dead_batch_takes_no_more_writes(hand: Hand) -> None:
+    """An agent that awaited too long would put its work into nowhere, or into another batch."""
+    hand.take()
+    hand.batch.drop()
+    with pytest.raises(DeadBatchError):
+        hand.table["a"] = 5
+    with pytest.raises(DeadBatchError):
+        hand.table["a"]
+
+
+async def test_a_dead_batch_takes_no_more_sends(hand: Hand) -> None:
+    """The same for what an agent sends."""
+    topic = hand.app.topic("out", key_type=str, value_type=int)
+    hand.take()
+    assert (await (await topic.send(key="k", value=1))).offset == -1
+    assert len(hand.batch.outputs) == 1
+    hand.batch.drop()
+    with pytest.raises(DeadBatchError):
+        await topic.send(key="k", value=1)
+
+
+def test_a_topic_with_other_partitions_than_the_table_is_refused(hand: Hand) -> None:
+    """The balance of a key would lie in two partitions."""
+    hand.take(partition=7)
+    with pytest.raises(ImproperlyConfigured, match="same number of partitions"):
+        hand.table["a"]
+
+
+def test_what_no_broker_takes_is_the_events_fault(hand: Hand) -> None:
+    """Found at produce only, it would abort every batch that it is in, for ever."""
+    hand.take()
+    with pytest.raises(ValueError, match="bytes"):
+        hand.table["x" * MAX_RECORD_BYTES] = 1
+
+
+@pytest.mark.parametrize("kind", ["GlobalTable", "SetTable", "SetGlobalTable"])
+def test_what_is_not_supported_is_refused_at_once(hand: Hand, kind: str) -> None:
+    """Half working tables are worse than none."""
+    with pytest.raises(ImproperlyConfigured, match="not supported"):
+        getattr(hand.app, kind)("other")
+
+
+def test_windows_are_refused_at_once(hand: Hand) -> None:
+    """Faust's clean-up of windows writes outside of transactions."""
+    with pytest.raises(ImproperlyConfigured, match="windows"):
+        hand.table.tumbling(60)
