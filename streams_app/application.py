@@ -11,7 +11,7 @@ from mode.utils.objects import cached_property
 from streams_app import table as tables
 from streams_app.engine import Engine
 from streams_app.events import Event
-from streams_app.faust_adapter import Consumer, HostApp, Stream, Supervisor, TableManager
+from streams_app.faust_adapter import Assignor, Consumer, HostApp, Stream, Supervisor, TableManager
 from streams_app.kafka import KafkaAddress
 from streams_app.provision import TopicSpec, create_topics
 from streams_app.settings import Settings
@@ -64,6 +64,7 @@ class App(HostApp):
                 "Topic": Topic,
                 "Table": tables.Table,
                 "TableManager": TableManager,
+                "PartitionAssignor": Assignor,
                 "agent_supervisor": Supervisor,
                 "Worker": "streams_app.worker.Worker",
                 **options,

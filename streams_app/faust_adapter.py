@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import weakref
+from collections import defaultdict
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
@@ -23,6 +24,7 @@ from aiokafka.errors import KafkaError
 from aiokafka.protocol.group import LeaveGroupRequest
 from confluent_kafka import KafkaException
 from confluent_kafka import Producer as ConfluentProducer
+from faust.assignor.partition_assignor import PartitionAssignor
 from faust.exceptions import ImproperlyConfigured, Skip
 from faust.streams import _current_event
 from faust.tables.manager import TableManager as FaustTableManager
@@ -344,6 +346,21 @@ class Transport(driver.Transport):
 
     Consumer = Consumer
     Producer = Producer
+
+
+class Assignor(PartitionAssignor):
+    """Faust's assignor, sure to keep partition n of all topics of one size together.
+
+    Faust groups topics by ``tuple`` of a set of members. Two equal sets may iterate in different orders; then an input
+    partition and the table it writes could go to different workers.
+    """
+
+    @classmethod
+    def _group_co_subscribed(cls, topics: set[str], subscriptions: Mapping[str, Iterable[str]]) -> Iterable[set[str]]:
+        groups: dict[tuple[str, ...], set[str]] = defaultdict(set)
+        for topic in sorted(topics):
+            groups[tuple(sorted(member for member, names in subscriptions.items() if topic in names))].add(topic)
+        return groups.values()
 
 
 class TableManager(FaustTableManager):

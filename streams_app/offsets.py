@@ -22,7 +22,7 @@ from confluent_kafka import (
 )
 from confluent_kafka.admin import AdminClient, ConfigResource, OffsetSpec
 
-from streams_app.errors import KafkaUnreachable
+from streams_app.errors import KafkaUnreachable, PartitionsLost
 
 TP: TypeAlias = tuple[str, int]
 T = TypeVar("T")
@@ -50,7 +50,11 @@ class Offsets:
         self._group_id = group_id
 
     def stable(
-        self, partitions: Iterable[TP], fence: Callable[[str], None], timeout_s: float = 90.0
+        self,
+        partitions: Iterable[TP],
+        fence: Callable[[str], None],
+        cancelled: Callable[[], bool] = lambda: False,
+        timeout_s: float = 90.0,
     ) -> dict[TP, Committed]:
         """The group's offsets of ``partitions``, after all transactions pending on them have ended.
 
@@ -58,6 +62,7 @@ class Offsets:
         ends it in a fraction of a second; otherwise the broker ends it when it times out. Never an unstable offset.
 
         Raises:
+            PartitionsLost: ``cancelled()`` says that nobody waits for it any more.
             KafkaUnreachable: no answer, or still pending, after ``timeout_s``.
         """
         missing = set(partitions)
@@ -72,6 +77,8 @@ class Offsets:
             waited_s = time.monotonic() - started_s
             if not missing:
                 break
+            if cancelled():
+                raise PartitionsLost("the assignment ended while its offsets were pending")
             if waited_s > timeout_s:
                 raise KafkaUnreachable(f"transactions on {sorted(missing)} are still pending after {timeout_s:g} s")
             if waited_s > _FENCE_AFTER_S:

@@ -32,7 +32,7 @@ class Settings:
     #: Below the broker's transaction time-out, so that we give up before it does.
     transaction_timeout_ms: int = 10_000
     #: That long nobody works on a killed worker's partitions (Faust's default of 60 s is a minute of silence).
-    session_timeout_ms: int = 10_000
+    session_timeout_ms: int = 8_000
     #: A revoked batch may finish and commit within this time; then it is dropped.
     revoke_timeout_ms: int = 2_000
     topic_partitions: int = 4

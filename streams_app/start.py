@@ -68,7 +68,7 @@ class Start:
             TransactionAborted, CommitUnconfirmed, KafkaUnreachable, KafkaException: trouble; try again.
         """
         self._session.open()
-        committed = self._offsets.stable(inputs, self._fence)
+        committed = self._offsets.stable(inputs, self._fence, cancelled)
         self._check_over(cancelled)
         positions = self._resolve(inputs, committed, stores)
         if positions:

@@ -36,7 +36,8 @@ _CHECKPOINT_FORMAT = struct.Struct(">qq")
 #: Bytes of the time in front of each value of a table that expires.
 TIME_BYTES = 8
 #: One cache for all stores of the process: RocksDB's own default would be one for each of them.
-_BLOCK_CACHE = Cache(64 * 1024 * 1024)
+BLOCK_CACHE_BYTES = 64 * 1024 * 1024
+BLOCK_CACHE = Cache(BLOCK_CACHE_BYTES)
 _WRITE_BUFFER_BYTES = 8 * 1024 * 1024
 
 
@@ -199,7 +200,7 @@ def _options() -> Options:
     options.set_keep_log_file_num(2)
     options.set_max_log_file_size(1024 * 1024)
     table = BlockBasedOptions()
-    table.set_block_cache(_BLOCK_CACHE)
+    table.set_block_cache(BLOCK_CACHE)
     table.set_bloom_filter(10, False)
     options.set_block_based_table_factory(table)
     return options

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import inspect
 
+from collections.abc import Iterator
+
 import aiokafka
 import pytest
 from aiokafka.consumer.group_coordinator import GroupCoordinator
 from aiokafka.consumer.subscription_state import Assignment, SubscriptionState, TopicPartitionState
 from faust import App, Stream
 from faust.agents import Agent
+from faust.assignor.partition_assignor import PartitionAssignor
 from faust.streams import _current_event
 from faust.tables.manager import TableManager
 from faust.transport import conductor
 from faust.transport.drivers import aiokafka as driver
 from mode.supervisors import SupervisorStrategy
 from mode.utils.queues import ThrowableQueue
+
+from streams_app.faust_adapter import Assignor
 
 
 @pytest.mark.parametrize(
@@ -25,6 +30,7 @@ from mode.utils.queues import ThrowableQueue
         (App, "_on_agent_error"),
         (App, "_stop_consumer"),
         (App, "_update_assignment"),
+        (PartitionAssignor, "_group_co_subscribed"),
         (Stream, "_channel_stop_iteration"),
         (TableManager, "_update_channels"),
         (driver.AIOKafkaConsumerThread, "_create_worker_consumer"),
@@ -68,6 +74,22 @@ def test_a_name_that_we_override_or_call_is_there(owner: type, name: str) -> Non
 def test_a_line_that_we_rely_on_is_there(function: object, text: str) -> None:
     """Attributes that exist on instances only, and calls whose order matters to us."""
     assert text in inspect.getsource(function)  # type: ignore[arg-type]
+
+
+def test_partitions_of_topics_of_one_size_stay_together() -> None:
+    """An input partition and the table that it writes would go to different workers."""
+
+    class Reversed(set[str]):
+        """A set that iterates the other way round, as an equal set may."""
+
+        def __iter__(self) -> Iterator[str]:
+            return reversed(sorted(super().__iter__()))
+
+    groups = Assignor._group_co_subscribed(
+        {"input", "changelog", "other"},
+        {"one": Reversed({"input", "changelog"}), "two": {"changelog", "input", "other"}},
+    )
+    assert sorted(sorted(group) for group in groups) == [["changelog", "input"], ["other"]]
 
 
 def test_the_current_event_is_kept_by_weak_reference() -> None:

@@ -14,7 +14,7 @@ import pytest
 from streams_app.batch import Overlay
 from streams_app.commit import expire
 from streams_app.start import trusted_start
-from streams_app.store import Restored, Store, local_stores, read_only_copy, store_path
+from streams_app.store import BLOCK_CACHE, BLOCK_CACHE_BYTES, Restored, Store, local_stores, read_only_copy, store_path
 
 DAY_MS = 24 * 60 * 60 * 1000
 
@@ -174,6 +174,19 @@ def test_a_restored_store_expires_as_the_one_that_wrote_the_changelog(tmp_path: 
     store.publish(overlay.writes, expire(overlay), 2)
     assert {key for key, _ in store.items()} == {b"new", b"next"}
     store.close()
+
+
+def test_all_stores_of_a_process_share_one_bounded_cache(tmp_path: Path) -> None:
+    """RocksDB's own default is one for each: with a few dozen partitions the process runs out of memory."""
+    stores = [Store(tmp_path / str(number), topic_id="topic") for number in range(4)]
+    for store in stores:
+        store.restore([Restored(b"%06d" % n, b"x" * 4_000, 0) for n in range(10_000)], 10_000)
+        store.finish_restore()
+        assert sum(1 for _ in store.items()) == 10_000
+    used_bytes = BLOCK_CACHE.get_usage()
+    assert 0 < used_bytes <= BLOCK_CACHE_BYTES
+    for store in stores:
+        store.close()
 
 
 def test_a_store_can_be_read_while_its_worker_lives(tmp_path: Path) -> None:

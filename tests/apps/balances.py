@@ -45,4 +45,5 @@ async def obey(entry):
         case "fail":
             raise ValueError(f"{entry.id} always fails")
         case "sleep":
+            print(f"{entry.id} sleeps")
             await asyncio.sleep(float(os.environ.get("SLEEP_S", "1.5")))

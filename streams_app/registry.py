@@ -1,0 +1,181 @@
+"""What agents bring along for the commands: generators of input for `generate`, checks for `audit`.
+
+The commands know no agent by name. A module of the package ``agents`` registers its own::
+
+    @generator("transfers", topic="transfers")
+    def transfers(random: Random, keys: int) -> Iterator[Record]: ...
+
+    @check("ledger")
+    class LedgerCheck(Check): ...
+
+Whoever deletes our agents and adds others gets a `generate` and an `audit` for those.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any, ClassVar, NamedTuple, TypeAlias, TypeVar
+
+from streams_app.errors import ConfigurationError
+from streams_app.settings import Settings
+
+#: Examples kept of one anomaly: enough to look into it, few enough for a screen.
+MAX_EXAMPLES = 5
+
+
+class Record(NamedTuple):
+    """One record of generated input."""
+
+    key: bytes | None
+    value: bytes
+    #: Write it to the partition next to the one that its key belongs to (of no effect in a topic of one partition).
+    misplaced: bool = False
+
+
+#: Called with a seeded source of randomness and the number of distinct keys; endless. Same seed, same records.
+Generate: TypeAlias = Callable[[Random, int], Iterator[Record]]
+G = TypeVar("G", bound=Callable[..., Iterator[Record]])
+
+
+class Generator(NamedTuple):
+    """A registered generator; ``topic`` without KAFKA_PREFIX."""
+
+    name: str
+    topic: str
+    records: Generate
+
+
+class Observed(NamedTuple):
+    """A committed record as the audit read it; ``topic`` without KAFKA_PREFIX."""
+
+    topic: str
+    partition: int
+    offset: int
+    key: bytes | None
+    value: bytes | None
+    timestamp_ms: int
+    headers: Mapping[str, bytes]
+
+    def __str__(self) -> str:
+        return f"{self.topic}[{self.partition}]@{self.offset}"
+
+
+class Facts(NamedTuple):
+    """What a check knows before its first record."""
+
+    settings: Settings
+    #: Topic, without KAFKA_PREFIX, to its number of partitions; a topic that does not exist is missing.
+    partitions: Mapping[str, int]
+    #: Whether all input was consumed and no transaction was open when the audit began to read.
+    at_rest: bool
+
+
+@dataclass
+class Finding:
+    """An anomaly, how often it was seen, and the first examples of it."""
+
+    anomaly: str
+    count: int = 0
+    examples: list[str] = field(default_factory=list)
+
+
+class Findings:
+    """Anomalies by name, in the order in which they were first seen."""
+
+    def __init__(self) -> None:
+        self._by_name: dict[str, Finding] = {}
+
+    def add(self, anomaly: str, example: str, count: int = 1) -> None:
+        """Count ``anomaly`` and keep ``example`` if it is one of the first."""
+        finding = self._by_name.setdefault(anomaly, Finding(anomaly))
+        finding.count += count
+        if len(finding.examples) < MAX_EXAMPLES:
+            finding.examples.append(example)
+
+    def list(self) -> Sequence[Finding]:
+        """All of them."""
+        return list(self._by_name.values())
+
+    def count(self, anomaly: str) -> int:
+        """How often ``anomaly`` was found."""
+        finding = self._by_name.get(anomaly)
+        return finding.count if finding else 0
+
+
+class Check:
+    """Base of the checks. Made anew for each audit, and told, in this order:
+
+    ``observe`` for every committed record of ``topics``: one topic after the other as they are listed, in each
+    partition by offset; ``row`` for every row of ``tables`` as their changelogs give it; ``finish`` once.
+    """
+
+    #: Topics to observe, without KAFKA_PREFIX.
+    topics: ClassVar[Sequence[str]] = ()
+    #: Tables whose rows it wants.
+    tables: ClassVar[Sequence[str]] = ()
+
+    def __init__(self, facts: Facts) -> None:
+        self.facts = facts
+        self.findings = Findings()
+        #: What was counted; values go into JSON as they are.
+        self.figures: dict[str, Any] = {}
+
+    def observe(self, record: Observed) -> None:
+        """Take note of a committed record."""
+
+    def row(self, table: str, partition: int, key: bytes, value: bytes) -> None:
+        """Take note of a row of a table: key and value as in the changelog."""
+
+    def finish(self) -> None:
+        """Draw the conclusions: into ``findings`` and ``figures``."""
+
+
+C = TypeVar("C", bound=type[Check])
+
+_generators: dict[str, Generator] = {}
+_checks: dict[str, type[Check]] = {}
+
+
+def generator(name: str, *, topic: str) -> Callable[[G], G]:
+    """Register a function ``(random, keys) -> Iterator[Record]`` as the input ``name`` of ``topic``."""
+
+    def register(function: G) -> G:
+        _generators[name] = Generator(name, topic, function)
+        return function
+
+    return register
+
+
+def check(name: str) -> Callable[[C], C]:
+    """Register a `Check` class under ``name``."""
+
+    def register(cls: C) -> C:
+        _checks[name] = cls
+        return cls
+
+    return register
+
+
+def generators() -> Mapping[str, Generator]:
+    """All registered generators by name."""
+    return dict(sorted(_generators.items()))
+
+
+def checks() -> Mapping[str, type[Check]]:
+    """All registered checks by name."""
+    return dict(sorted(_checks.items()))
+
+
+def find_generator(name: str) -> Generator:
+    """The generator ``name``.
+
+    Raises:
+        ConfigurationError: there is none; the text lists those that there are.
+    """
+    try:
+        return _generators[name]
+    except KeyError:
+        known = ", ".join(generators()) or "none: no module of the package agents registers one"
+        raise ConfigurationError(f"no generator is named {name!r}; there are: {known}") from None

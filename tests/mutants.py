@@ -1,0 +1,143 @@
+"""The engine, broken on purpose, once for each way that somebody broke it before; and the test that must notice.
+
+`tests/test_mutants.py` applies them to a copy of the checkout. The numbers of the traps are those of docs/traps.md.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Mutant(NamedTuple):
+    """A text in a module, what stands there instead, and the test that fails then."""
+
+    name: str
+    trap: str
+    file: str
+    before: str
+    after: str
+    test: str
+
+
+MUTANTS = [
+    Mutant(
+        "commits without the fence of its pin",
+        "1",
+        "session.py",
+        "        metadata = group_metadata(pin)\n",
+        '        metadata = unfenced_group_metadata(Pin(pin.group_id, -1, ""))\n',
+        "test_exactly_once.py::test_a_zombie_that_wakes_up_in_its_commit_changes_nothing[2 offsets]",
+    ),
+    Mutant(
+        "takes an error of the commit for an abort",
+        "2",
+        "session.py",
+        '            raise CommitUnconfirmed(f"{',
+        '            raise TransactionAborted(f"{',
+        "test_session.py::test_any_error_out_of_the_end_leaves_the_outcome_unknown",
+    ),
+    Mutant(
+        "goes on with the producer after an error",
+        "2",
+        "session.py",
+        "    def _break(self, error: BaseException) -> None:\n        self.broken = True\n",
+        "    def _break(self, error: BaseException) -> None:\n",
+        "test_session.py::test_a_broken_session_does_nothing_until_it_is_opened_anew",
+    ),
+    Mutant(
+        "does not rewind after a dropped batch",
+        "5",
+        "engine.py",
+        "            await self.app.input.seek_all(self._positions)\n        else:",
+        "        else:",
+        "test_exactly_once.py::test_an_event_whose_agent_raises_is_delivered_again_and_then_set_aside",
+    ),
+    Mutant(
+        "seeks no partition whose offset is 0",
+        "5",
+        "engine.py",
+        "        await self.app.input.seek_all(self._positions)\n        self.log",
+        "        await self.app.input.seek_all({tp: at for tp, at in self._positions.items() if at})\n        self.log",
+        "test_exactly_once.py::test_the_first_batch_ever_is_read_again_after_it_was_aborted",
+    ),
+    Mutant(
+        "does not commit where the input starts",
+        "6",
+        "start.py",
+        "            self._claim(positions, pin)\n",
+        "            pass\n",
+        "test_brokers.py::test_the_first_start_is_committed_before_anything_is_delivered",
+    ),
+    Mutant(
+        "restores up to the last stable offset",
+        "8",
+        "offsets.py",
+        "OffsetSpec.latest(), IsolationLevel.READ_UNCOMMITTED",
+        "OffsetSpec.latest(), IsolationLevel.READ_COMMITTED",
+        "test_brokers.py::test_a_restore_waits_for_open_transactions_below_its_end",
+    ),
+    Mutant(
+        "publishes over restored values that are not on disk",
+        "10",
+        "store.py",
+        "        self._unlogged_writes = True\n",
+        "        self._unlogged_writes = False\n",
+        "test_store.py::test_a_kill_after_the_first_publish_loses_no_restored_value",
+    ),
+    Mutant(
+        "shows uncommitted values outside of agents",
+        "12",
+        "table.py",
+        "        overlay.writes[key_bytes] = stored\n",
+        "        overlay.writes[key_bytes] = stored\n        overlay.store.publish({key_bytes: stored}, [], None)\n",
+        "test_table.py::test_from_outside_only_committed_values_are_seen",
+    ),
+    Mutant(
+        "counts an event as done whose agent raised",
+        "18",
+        "engine.py",
+        "        event.batch.fail(event)\n",
+        "        event.ack()\n",
+        "test_exactly_once.py::test_an_event_whose_agent_raises_is_delivered_again_and_then_set_aside",
+    ),
+    Mutant(
+        "has no barrier",
+        "barrier",
+        "engine.py",
+        "        if not batch.pending or batch.failure:\n            return\n        settled",
+        "        batch.pending = 0\n        return\n        settled",
+        "test_exactly_once.py::test_a_terminated_worker_commits_and_leaves_the_group",
+    ),
+    Mutant(
+        "publishes before the end",
+        "publish",
+        "commit.py",
+        '    step("3 end")\n    session.end()\n    step("4 publish")\n    publish(stale, written)\n',
+        '    publish(stale, written)\n    step("3 end")\n    session.end()\n    step("4 publish")\n',
+        "test_exactly_once.py::test_a_kill_at_each_step_of_the_commit_leaves_all_or_nothing[3 end]",
+    ),
+    Mutant(
+        "forgets what its predecessor left open",
+        "quick take-over",
+        "offsets.py",
+        "require_stable=True)",
+        "require_stable=False)",
+        "test_brokers.py::test_a_pending_offset_is_waited_for",
+    ),
+    Mutant(
+        "lets two workers have one slot",
+        "4",
+        "slot.py",
+        "        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)\n",
+        "        pass\n",
+        "test_exactly_once.py::test_a_second_live_worker_of_a_slot_is_refused",
+    ),
+    Mutant(
+        "believes the checkpoint of another topic",
+        "11",
+        "start.py",
+        "checkpoint.topic_id != store.topic_id or ",
+        "",
+        "test_store.py::test_a_checkpoint_that_lies_is_not_believed",
+    ),
+]
