@@ -11,7 +11,7 @@ from mode.utils.objects import cached_property
 from streams_app import table as tables
 from streams_app.engine import Engine
 from streams_app.events import Event
-from streams_app.faust_adapter import Assignor, Consumer, HostApp, Stream, Supervisor, TableManager
+from streams_app.faust_adapter import Agent, Assignor, Consumer, HostApp, Stream, Supervisor, TableManager
 from streams_app.kafka import KafkaAddress
 from streams_app.provision import TopicSpec, create_topics
 from streams_app.settings import Settings
@@ -59,6 +59,7 @@ class App(HostApp):
                 "web_bind": "127.0.0.1",
                 "web_host": "127.0.0.1",
                 **({"web_port": self.settings.port} if self.settings.port else {}),
+                "Agent": Agent,
                 "Stream": Stream,
                 "Event": Event,
                 "Topic": Topic,

@@ -1,8 +1,15 @@
 """A batch: the events between two barriers, with their table writes and their outputs.
 
 The batch is the unit that commits or does not. Whatever an event does (send, write a table, set itself aside) goes into
-its batch, in memory; nothing of it is visible to anybody before the transaction that carries it has ended. A batch that was
-dropped is *dead*: whatever still writes to it, an agent that awaited something for too long, gets `DeadBatchError`.
+its batch, in memory; nothing of it is visible to anybody before the transaction that carries it has ended.
+
+::
+
+    open ──> sealed: every event is done; the commit has it now
+      └────> dead: dropped, its events are delivered again
+
+Whatever still writes to a batch that is not open (an agent that awaited something for too long, a task that it left behind)
+gets `DeadBatchError`: its work would be in no transaction, or in half of one.
 """
 
 from __future__ import annotations
@@ -11,6 +18,8 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
+
+from faust.types import TP
 
 from streams_app.errors import DeadBatchError
 from streams_app.session import Consumed, Output, Pin
@@ -70,14 +79,21 @@ class Batch:
         #: Run on the main thread after the commit.
         self.callbacks: list[Callable[[], None]] = []
         self.events = 0
+        #: Where the first event is from; meant for a batch of one.
+        self.first = TP("", -1), -1
         self.pending = 0
         self.dead = False
+        self.sealed = False
+        #: Events set aside, by what is said of them.
+        self.set_aside: list[str] = []
         #: The event whose agent raised.
         self.failure: Any = None
         self._changed = asyncio.Event()
 
-    def add(self) -> None:
+    def add(self, tp: TP, offset: int) -> None:
         """Count an event that is on its way to an agent."""
+        if not self.events:
+            self.first = tp, offset
         self.events += 1
         self.pending += 1
 
@@ -102,27 +118,35 @@ class Batch:
     def drop(self) -> None:
         """Declare the batch dead and forget its writes and outputs."""
         self.dead = True
-        self.outputs.clear()
-        self.overlays.clear()
-        self.callbacks.clear()
+        # New ones, not cleared ones: a commit that is under way must see all of them, or its transaction is torn.
+        self.outputs, self.overlays, self.callbacks = [], {}, []
         self._changed.set()
 
+    def seal(self) -> None:
+        """Nothing is added from here on: the commit, in its thread, goes through outputs and writes."""
+        self.sealed = True
+
     def check_alive(self) -> None:
-        """Raise `DeadBatchError` if the batch was dropped."""
+        """Raise `DeadBatchError` if the batch is not open any more."""
         if self.dead:
             raise DeadBatchError("the event's batch was dropped; the event is delivered again")
+        if self.sealed:
+            raise DeadBatchError(
+                "the event is done and its batch is committing: a task that an agent leaves behind can take no part in it; "
+                "await it before the next event"
+            )
 
     def send(self, output: Output) -> None:
         """Add a record to what the transaction will produce."""
         self.check_alive()
-        check_size(output.topic, output.key, output.value)
+        check_output(output)
         self.outputs.append(output)
 
     def overlay(self, table: str, partition: int, new: Callable[[], Overlay]) -> Overlay:
         """The batch's view of one partition of a table."""
+        self.check_alive()
         overlay = self.overlays.get((table, partition))
         if overlay is None:
-            self.check_alive()
             overlay = self.overlays[table, partition] = new()
         return overlay
 
@@ -131,8 +155,21 @@ class Batch:
         return [Consumed(topic, partition, offset) for (topic, partition), offset in self.consumed.items()]
 
 
-def check_size(topic: str, key: bytes | None, value: bytes | None) -> None:
+def check_output(output: Output) -> None:
+    """Raise TypeError or ValueError for a record that the producer would refuse, with its whole batch, later."""
+    header_bytes = 0
+    for header in output.headers or ():
+        name, value = header
+        if not isinstance(name, str) or not isinstance(value, (bytes, str, type(None))):
+            raise TypeError(f"{output.topic}: header {header!r}: a name is text, a value bytes, text or None")
+        header_bytes += len(name) + len(value or b"")
+    if output.partition is not None and output.partition < 0:
+        raise ValueError(f"{output.topic} has no partition {output.partition}")
+    check_size(output.topic, output.key, output.value, header_bytes)
+
+
+def check_size(topic: str, key: bytes | None, value: bytes | None, header_bytes: int = 0) -> None:
     """Raise ValueError for a record that no broker with default settings takes."""
-    size_bytes = len(key or b"") + len(value or b"")
+    size_bytes = len(key or b"") + len(value or b"") + header_bytes
     if size_bytes > MAX_RECORD_BYTES:
         raise ValueError(f"a record for {topic} has {size_bytes} bytes; at most {MAX_RECORD_BYTES} fit into a message")

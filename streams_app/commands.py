@@ -18,6 +18,8 @@ from faust.cli.base import cli
 from rich.console import Console
 from rich.table import Table
 
+from streams_app.audit import audit as run_audit
+from streams_app.audit import audited
 from streams_app.demo import Options as DemoOptions
 from streams_app.demo_view import run_demo, verdict_panel
 from streams_app.embedded import EmbeddedKafka, run_foreground, shown_progress
@@ -27,6 +29,7 @@ from streams_app.generate import generate as run_generate
 from streams_app.kafka import KafkaAddress
 from streams_app.provision import create_topics, required_topics
 from streams_app.provision import provision as run_provision
+from streams_app.registry import checks
 from streams_app.settings import Settings
 
 if TYPE_CHECKING:
@@ -107,6 +110,22 @@ def register(app: App) -> None:
                 app.use_kafka(address)
                 create_topics(address, required_topics(app))
                 run_generate(plan, address, settings.kafka_prefix, console=console())
+
+    @cli.command("audit")
+    @click.option(
+        "--wait", type=click.FloatRange(min=0), default=30, show_default=True, help="Seconds to wait for rest."
+    )
+    @click.option("--json", "as_json", is_flag=True, help="The verdict alone on stdout.")
+    def audit(wait: float, as_json: bool) -> None:
+        """Read what was committed and say whether the guarantee held."""
+        reading = console(plain=True).status("reading what was committed")
+        with exit_codes(), reached_kafka(settings) as address, reading:
+            report = run_audit(address, settings, [audited(app)], checks(), wait_s=wait)
+        if as_json:
+            print_json(report.document())
+        else:
+            console().print(report.table())
+        sys.exit(_GOOD if report.held else _FAILED)
 
     @cli.command("demo")
     @click.option(

@@ -28,8 +28,8 @@ from streams_app.faults import step
 from streams_app.session import Session, Written
 from streams_app.store import TIME_BYTES
 
-#: Expired keys deleted per table partition and batch: a backlog of them must not make one batch slow.
-_EXPIRE_LIMIT = 1_000
+#: Expired keys deleted per table partition and batch: a backlog must not make one batch slow, nor grow under load.
+_EXPIRE_AT_LEAST, _EXPIRE_PER_WRITE = 1_000, 2
 
 
 def commit(batch: Batch, session: Session, now_ms: int) -> None:
@@ -63,7 +63,8 @@ def commit(batch: Batch, session: Session, now_ms: int) -> None:
 def expire(overlay: Overlay) -> list[bytes]:
     """Delete, in the overlay, what expires by the partition's record time; give the index entries that go with it."""
     stale = []
-    for index_key, key in overlay.store.expired(overlay.clock_ms, _EXPIRE_LIMIT):
+    limit = max(_EXPIRE_AT_LEAST, _EXPIRE_PER_WRITE * len(overlay.writes))
+    for index_key, key in overlay.store.expired(overlay.clock_ms, limit):
         stale.append(index_key)
         if key is not None and key not in overlay.writes:
             overlay.writes[key] = None

@@ -11,6 +11,7 @@ from streams_app.session import Output
 
 TOPIC = "dead-letters"
 _MESSAGE_CHARS = 500
+_ENVELOPE_BYTES = 4_096
 
 
 class Message(Protocol):
@@ -32,13 +33,16 @@ def dead_letter(prefix: str, message: Message, code: str, text: str, attempts: i
         ("dlq.partition", str(message.partition).encode()),
         ("dlq.offset", str(message.offset).encode()),
         ("dlq.error", code.encode()),
-        ("dlq.message", text[:_MESSAGE_CHARS].encode()),
+        ("dlq.message", text[:_MESSAGE_CHARS].encode(errors="backslashreplace")),
         ("dlq.attempts", str(attempts).encode()),
     ]
-    value = message.value
-    if value is not None and len(value) > MAX_RECORD_BYTES:
-        value = value[:MAX_RECORD_BYTES]
-    return Output(prefix + TOPIC, message.key, value, headers=headers)
+    # A record that fitted as it came may not fit with our headers; a cut one tells more than none.
+    room_bytes = max(
+        0, MAX_RECORD_BYTES - _ENVELOPE_BYTES - sum(len(name) + len(value or b"") for name, value in headers)
+    )
+    key = None if message.key is None else message.key[:room_bytes]
+    value = None if message.value is None else message.value[: room_bytes - len(key or b"")]
+    return Output(prefix + TOPIC, key, value, headers=headers)
 
 
 async def set_aside(code: str, message: str) -> None:

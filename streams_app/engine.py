@@ -24,6 +24,7 @@ from uuid import uuid4
 
 from aiokafka.errors import KafkaError as AioKafkaError
 from confluent_kafka import KafkaException
+from faust.exceptions import ImproperlyConfigured
 from faust.types import TP
 from faust.types.tuples import Message
 from mode import Service
@@ -32,7 +33,7 @@ from streams_app.batch import Batch
 from streams_app.codecs import UndecodableError
 from streams_app.commit import commit
 from streams_app.dead_letters import dead_letter
-from streams_app.errors import BatchError, DeadBatchError, KafkaUnreachable, PartitionsLost
+from streams_app.errors import BatchError, DeadBatchError, KafkaUnreachable, OutputRefused, PartitionsLost
 from streams_app.events import Event, current_event
 from streams_app.faust_adapter import Assignment, Fetched, routes_of
 from streams_app.offsets import Offsets
@@ -74,6 +75,8 @@ class Engine(Service):
         self._attempts: Counter[tuple[TP, int]] = Counter()
         self._last_words: dict[tuple[TP, int], str] = {}
         self._chunk_events = _FIRST_CHUNK_EVENTS
+        #: While a record is looked for that no broker takes, a batch has one chunk.
+        self._one_chunk = False
         self._fenced_at_s = -_FENCE_WINDOW_S
         self._retry_s = _RETRY_S
         self._stores: dict[TP, Store] = {}
@@ -135,18 +138,19 @@ class Engine(Service):
 
     def on_agent_error(self, agent: str, error: BaseException) -> None:
         """Fail the batch of the event in hand, unless the error is not the event's fault."""
-        event = current_event()
-        if (
-            event is None
-            or event.batch is None
-            or isinstance(error, DeadBatchError)
-            or not isinstance(error, Exception)
-        ):
+        if isinstance(error, ImproperlyConfigured):
+            self.add_future(self.app.crash(error))
             return
+        event = current_event()
+        batch = event.batch if event is not None else None
+        if event is None or batch is None or isinstance(error, DeadBatchError):
+            return
+        if batch.dead or batch.sealed or batch.failure is not None:
+            return  # the batch is dropped already, for the fault of another event
         at = event.message.tp, event.message.offset
         self._attempts[at] += 1
         self._last_words[at] = f"{agent}: {type(error).__name__}: {error}"
-        event.batch.fail(event)
+        batch.fail(event)
 
     # -- The coroutine.
 
@@ -175,6 +179,8 @@ class Engine(Service):
                 # Membership is aiokafka's: it rejoins when a heartbeat tells it so. If it is told otherwise, start anew.
                 await self._first_of(assignment.over.wait(), asyncio.sleep(self.app.settings.session_timeout_ms / 1000))
                 assignment.lost = assignment.over.is_set()
+            except OutputRefused as error:
+                self.log.warning("looking for the event that sent it, %d at a time: %s", self._chunk_events, error)
             except (BatchError, KafkaUnreachable, KafkaException, AioKafkaError) as error:
                 name = type(error).__name__
                 self.log.warning("starting the partitions anew in %g s, after %s: %s", self._retry_s, name, error)
@@ -203,6 +209,7 @@ class Engine(Service):
         started_s = time.monotonic()
         changelogs = {tp for tp in assignment.partitions if tp.topic in self.app.tables.changelog_topics}
         inputs = sorted(assignment.partitions - changelogs)
+        self._show_stores(changelogs)
         await self._in_thread(self._open_stores, changelogs)
         started = await self._in_thread(
             self._start_of_partitions.run,
@@ -211,7 +218,7 @@ class Engine(Service):
             self._stores,
             lambda: self._is_over(assignment),
         )
-        self._show_stores()
+        self._show_stores(changelogs)
         self._positions = {TP(*tp): offset for tp, offset in started.positions.items()}
         await self.app.input.seek_all(self._positions)
         self.log.info(
@@ -240,25 +247,52 @@ class Engine(Service):
             else:
                 store.topic_id = topic_ids[tp.topic]
 
-    def _show_stores(self) -> None:
-        """Let the tables see the stores."""
+    def _show_stores(self, changelogs: set[TP]) -> None:
+        """Let the tables see the stores of ``changelogs``, and no others: those are closed next."""
         for table in self.app.transactional_tables():
             table.data.partitions = {
-                tp.partition: store for tp, store in self._stores.items() if tp.topic == table.changelog_topic_name
+                tp.partition: store
+                for tp, store in self._stores.items()
+                if tp in changelogs and tp.topic == table.changelog_topic_name
             }
 
     async def _work(self, assignment: Assignment) -> None:
         while not self._is_over(assignment):
             fetched = await self._fetch(assignment, _FETCH_WAIT_MS)
-            if fetched is None or not fetched.records:
+            if fetched is None:
                 continue
             batch = Batch(fetched.pin)
             try:
-                await self._fill(batch, fetched, assignment)
-                await self._finish(batch, assignment)
+                if fetched.records:
+                    await self._fill(batch, fetched, assignment)
+                else:
+                    self._skip_markers(batch, fetched)
+                if batch.consumed:
+                    await self._finish(batch, assignment)
+            except OutputRefused:
+                self._blame(batch)
+                raise
             except BaseException:
                 self._drop(batch)
                 raise
+
+    def _skip_markers(self, batch: Batch, fetched: Fetched) -> None:
+        """The input is idle: commit the positions behind the markers of the last transactions in it.
+
+        Else the committed offset stays one marker behind, and when retention has deleted the records before it, it looks as
+        if events had been lost.
+        """
+        batch.consumed.update({tp: at for tp, at in fetched.positions.items() if at > self._positions.get(tp, at)})
+
+    def _blame(self, batch: Batch) -> None:
+        """A record of this batch is one that no broker takes: find the event that sent it, by halves, and count it."""
+        self._drop(batch)
+        if batch.events == 1:
+            # Told by the producer or the broker, of the record itself: trying again would change nothing.
+            self._attempts[batch.first] = self.app.settings.max_attempts
+            self._last_words[batch.first] = "the brokers refuse a record that was sent for this event"
+        self._chunk_events = max(1, min(self._chunk_events, batch.events) // 2)
+        self._one_chunk = True
 
     async def _fetch(self, assignment: Assignment, wait_ms: int) -> Fetched | None:
         """Records, or None if the assignment ended first."""
@@ -295,7 +329,11 @@ class Engine(Service):
             self._chunk_events = min(2 * self._chunk_events, _LARGEST_CHUNK_EVENTS)
 
     def _is_full(self, batch: Batch) -> bool:
-        return batch.events >= self.app.settings.batch_max_events or len(batch.outputs) >= _BATCH_MAX_OUTPUTS
+        return (
+            self._one_chunk
+            or batch.events >= self.app.settings.batch_max_events
+            or len(batch.outputs) >= _BATCH_MAX_OUTPUTS
+        )
 
     def _deliver(self, batch: Batch, fetched: Fetched) -> None:
         """Put the records, as events of the batch, into the queues of the agents."""
@@ -328,7 +366,7 @@ class Engine(Service):
                         break
                     event = Event(app, key, value, record.headers, message)
                     event.batch = batch
-                    batch.add()
+                    batch.add(tp, record.offset)
                     put(event)
             batch.consumed[tp] = fetched.positions[tp]
 
@@ -339,8 +377,7 @@ class Engine(Service):
         return "agent_error", self._last_words[tp, offset], attempts
 
     def _set_aside(self, batch: Batch, message: Message, code: str, text: str, attempts: int) -> None:
-        self.log.warning("%s-%d@%d is set aside: %s: %s", message.topic, message.partition, message.offset, code, text)
-        self.figures["dead_letters"] += 1
+        batch.set_aside.append(f"{message.topic}-{message.partition}@{message.offset}: {code}: {text}")
         batch.send(dead_letter(self.app.settings.kafka_prefix, message, code, text, attempts))
 
     async def _settle(self, batch: Batch, assignment: Assignment) -> None:
@@ -361,11 +398,13 @@ class Engine(Service):
         if not can_commit:
             raise PartitionsLost(f"the batch was fetched under {batch.pin}, the assignment is {assignment.pin}")
         if want_commit:
+            batch.seal()
             await self._in_thread(self._commit, batch)
             self._committed(batch)
         elif batch.failure is not None:
             self._drop(batch)
-            self._chunk_events = min(self._chunk_events, _FIRST_CHUNK_EVENTS)
+            # Halved each time, down to one event: then what is set aside commits, whatever comes behind it.
+            self._chunk_events = max(1, min(self._chunk_events, _FIRST_CHUNK_EVENTS) // 2)
             await self.app.input.seek_all(self._positions)
         else:
             raise PartitionsLost(f"{batch.pending} of {batch.events} events were not done when the assignment ended")
@@ -380,14 +419,20 @@ class Engine(Service):
         for (topic, partition), offset in batch.consumed.items():
             self._positions[TP(topic, partition)] = offset
         if self._attempts:
-            for at in [at for at in self._attempts if at[1] < self._positions.get(at[0], 0)]:
+            # Those of partitions that are gone go too: their next owner counts anew.
+            for at in [at for at in self._attempts if at[1] < self._positions.get(at[0], at[1] + 1)]:
                 del self._attempts[at]
                 self._last_words.pop(at, None)
         self._retry_s = _RETRY_S
+        self._one_chunk = False
+        if batch.set_aside:
+            self.figures["dead_letters"] += len(batch.set_aside)
+            self.log.warning("%d events set aside, the first: %s", len(batch.set_aside), batch.set_aside[0])
         self.figures["batches"] += 1
         self.figures["events"] += batch.events
         for callback in batch.callbacks:
-            callback()
+            # By the loop: what a callback raises is logged, and is no reason to doubt the commit.
+            asyncio.get_running_loop().call_soon(callback)
 
     def _drop(self, batch: Batch) -> None:
         """Nothing of the batch may go on: not its writes, not its events on their way to agents."""

@@ -10,6 +10,7 @@
     ├── DeadBatchError          stop touching the event: its batch was dropped
     └── BatchError              the batch in hand did not commit:
         ├── TransactionAborted      nothing took effect: rewind, go on
+        │   └── OutputRefused           because of a record that no broker takes: find its event
         ├── CommitUnconfirmed       the outcome is unknown: new producer, stable offsets, restore, go on
         ├── PartitionsLost          the partitions belong to somebody else: drop, rejoin
         └── StoreCorrupted          the local copy of a table cannot be trusted: wipe, restore
@@ -46,6 +47,10 @@ class BatchError(StreamsAppError):
 
 class TransactionAborted(BatchError):
     """Nothing of the batch took effect: rewind and go on."""
+
+
+class OutputRefused(TransactionAborted):
+    """Nothing of the batch took effect, because it has a record that no broker takes."""
 
 
 class CommitUnconfirmed(BatchError):

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from contextvars import ContextVar
 
 import faust
-from faust import current_event as faust_current_event
 
 from streams_app.batch import Batch
 
@@ -25,10 +24,14 @@ class Event(faust.Event):
         return True
 
 
+#: Faust keeps a weak reference: a task that an agent left behind would find None there, and its sends would pass for some
+#: from outside of agents. With a strong one they are recognised, and refused.
+in_hand: ContextVar[Event | None] = ContextVar("in_hand", default=None)
+
+
 def current_event() -> Event | None:
     """The event that the running agent has in hand; None outside of agents."""
-    event: Any = faust_current_event()
-    return event if isinstance(event, Event) else None
+    return in_hand.get()
 
 
 def current_batch() -> Batch | None:

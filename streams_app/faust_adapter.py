@@ -24,16 +24,18 @@ from aiokafka.errors import KafkaError
 from aiokafka.protocol.group import LeaveGroupRequest
 from confluent_kafka import KafkaException
 from confluent_kafka import Producer as ConfluentProducer
+from faust.agents import Agent as FaustAgent
 from faust.assignor.partition_assignor import PartitionAssignor
 from faust.exceptions import ImproperlyConfigured, Skip
 from faust.streams import _current_event
 from faust.tables.manager import TableManager as FaustTableManager
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP, Message
+from mode.services import Service
 from mode.supervisors import OneForOneSupervisor
 from mode.utils.futures import maybe_async
 
-from streams_app.events import Event
+from streams_app.events import Event, in_hand
 from streams_app.partitioning import partition_of
 from streams_app.session import Pin
 
@@ -43,7 +45,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-_METADATA_MAX_AGE_MS = 60_000
+_METADATA_MAX_AGE_MS = 15_000
+#: So many seconds in a row the group's coordination may fail, in ways that may pass, before the worker gives up.
+_COORDINATION_PATIENCE_S = 30
 #: Events that an agent may take in a row before the loop's other tasks get a turn.
 _EVENTS_A_TURN = 64
 #: At most 50 restarts of an agent a second: the supervisor gives up at 100.
@@ -133,7 +137,10 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
             # We set every position ourselves. An offset out of range is an error, not a reason to start over.
             auto_offset_reset="none",
             isolation_level="read_committed",
-            max_poll_interval_ms=int((conf.broker_max_poll_interval or 1000) * 1000),
+            # aiokafka would leave the group of a worker that has not fetched for that long, and come back only when it
+            # fetches again: one without partitions, or with a long restore, never does. A worker that hangs is not aiokafka's
+            # to find out.
+            max_poll_interval_ms=2**31 - 1,
             max_partition_fetch_bytes=conf.consumer_max_fetch_size,
             fetch_max_wait_ms=500,
             request_timeout_ms=int(conf.broker_request_timeout * 1000),
@@ -162,6 +169,26 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
             await coordinator._send_req(LeaveGroupRequest(self.app.conf.id, member_id))
         except (KafkaError, TimeoutError) as error:
             log.warning("could not leave the group for %s, its session will time out: %s", member_id, error)
+
+    @Service.task
+    async def _watch_coordination(self) -> None:
+        """aiokafka stops coordinating after an error until somebody asks for it, which only a fetch does.
+
+        Between two assignments nobody fetches: the worker would never rejoin, and say nothing.
+        """
+        failures = 0
+        while not self.should_stop:
+            await asyncio.sleep(1)
+            try:
+                if self._consumer is not None:
+                    self.kafka._coordinator.check_errors()
+                failures = 0
+            except KafkaError as error:
+                failures += 1
+                log.warning("the coordination of the group failed: %r", error)
+                if failures > _COORDINATION_PATIENCE_S:
+                    asyncio.run_coroutine_threadsafe(self.app.crash(error), self.parent_loop)
+                    return
 
     def live_pin(self) -> Pin:
         """The membership as it is now."""
@@ -400,6 +427,31 @@ class Supervisor(OneForOneSupervisor):
             super().wakeup()
 
 
+class Agent(FaustAgent):
+    """An agent that takes its end, and a cancellation of its own making, for what they are: failures."""
+
+    def __init__(self, *args: Any, isolated_partitions: bool = False, **kwargs: Any) -> None:
+        if isolated_partitions:
+            raise ImproperlyConfigured(
+                "isolated_partitions is not supported under exactly_once yet; use one agent for all"
+            )
+        super().__init__(*args, **kwargs)
+
+    async def _execute_actor(self, coro: Awaitable[None], aref: Any) -> None:
+        await super()._execute_actor(self._endless(coro), aref)
+
+    async def _endless(self, coro: Awaitable[None]) -> None:
+        try:
+            await coro
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if self.should_stop or (task is not None and task.cancelling()):
+                raise
+            raise RuntimeError("the agent awaited something that was cancelled") from error
+        if not self.should_stop:
+            raise RuntimeError("the agent ended, while its stream goes on; agents loop over their stream for ever")
+
+
 class Stream(faust.Stream[Any]):
     """A stream that acknowledges an event when the agent asks for the next one.
 
@@ -412,6 +464,12 @@ class Stream(faust.Stream[Any]):
         iterator = self._iterate()
         self._active_agens.add(iterator)
         return iterator
+
+    def take(self, *args: Any, **kwargs: Any) -> Any:
+        """Refused so far: Faust reads ahead in a task of its own, where no event is in hand."""
+        raise ImproperlyConfigured("take() is not supported under exactly_once yet; process one event at a time")
+
+    take_events = take_with_timestamp = noack_take = take
 
     async def events(self) -> AsyncIterator[Any]:
         """As Faust's, one generator deep."""
@@ -432,6 +490,7 @@ class Stream(faust.Stream[Any]):
         this = self._iteration = object()
         skipped = self._skipped_value
         turn = 0
+        event: Event | None = None
         get = self._getter()
         try:
             while not self.should_stop:
@@ -455,6 +514,9 @@ class Stream(faust.Stream[Any]):
         except StopAsyncIteration:
             return  # the channel was a finite iterable
         finally:
+            if event is not None and event.batch is not None and not event.acked:
+                # The agent ended with the event in hand. If it raised, the engine knows; cancelled, nobody else would tell.
+                event.batch.fail(event)
             self._channel_stop_iteration(self.channel)
             # When an agent raises, its generator is finalised at some later time: by then the agent may have been started
             # again and iterate anew, over this same stream.
@@ -479,6 +541,7 @@ class Stream(faust.Stream[Any]):
     async def _process(self, event: Event | None, value: Any) -> Any:
         """Make ``event`` the current one, and run the stream's processors."""
         self.current_event = event
+        in_hand.set(event)
         if event is not None:
             _current_event.set(weakref.ref(event))
         if not self._processors and self.join_strategy is None:
@@ -493,7 +556,12 @@ class Stream(faust.Stream[Any]):
 
 def routes_of(app: App, tp: TP) -> list[tuple[Callable[[Message], tuple[Any, Any]], Callable[[Event], None]]]:
     """Where records of a partition go: a pair of ``decode`` and ``put`` for each channel that reads it."""
-    return [(channel.decode_message, channel.queue.force_put_nowait) for channel in cast(Any, app.topics)._tp_index[tp]]
+    channels = cast(Any, app.topics)._tp_index[tp]
+    if not channels:
+        raise AssertionError(
+            f"no agent reads {tp.topic}-{tp.partition}, though it is assigned: its events would be skipped"
+        )
+    return [(channel.decode_message, channel.queue.force_put_nowait) for channel in channels]
 
 
 def record_metadata(topic: str, partition: int, offset: int, timestamp: float | None) -> faust.types.RecordMetadata:

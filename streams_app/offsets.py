@@ -23,6 +23,7 @@ from confluent_kafka import (
 from confluent_kafka.admin import AdminClient, ConfigResource, OffsetSpec
 
 from streams_app.errors import KafkaUnreachable, PartitionsLost
+from streams_app.session import Owner
 
 TP: TypeAlias = tuple[str, int]
 T = TypeVar("T")
@@ -38,8 +39,8 @@ class Committed(NamedTuple):
 
     #: Next offset to read; None: the group has none.
     offset: int | None
-    #: Transactional id of the worker that committed it, which is where a pending transaction would be from.
-    transactional_id: str | None
+    #: The worker that committed it, which is where a pending transaction would be from.
+    owner: Owner | None
 
 
 class Offsets:
@@ -68,7 +69,7 @@ class Offsets:
         missing = set(partitions)
         found: dict[TP, Committed] = {}
         started_s = time.monotonic()
-        fenced: set[str] = set()
+        fenced: set[Owner] = set()
         while missing:
             for tp, committed in self._committed(missing, require_stable=True).items():
                 if committed is not None:
@@ -82,15 +83,21 @@ class Offsets:
             if waited_s > timeout_s:
                 raise KafkaUnreachable(f"transactions on {sorted(missing)} are still pending after {timeout_s:g} s")
             if waited_s > _FENCE_AFTER_S:
-                owners = {
-                    committed.transactional_id for committed in self._committed(missing, False).values() if committed
-                }
-                for transactional_id in owners - fenced - {None}:
-                    assert transactional_id is not None
-                    fenced.add(transactional_id)
-                    fence(transactional_id)
+                for owner in self.owners(missing) - fenced:
+                    fenced.add(owner)
+                    fence(owner.transactional_id)
             time.sleep(_POLL_S)
         return found
+
+    def owners(self, partitions: Iterable[TP]) -> set[Owner]:
+        """Who committed the offsets of ``partitions`` last, pending or not."""
+        committed = self._committed(set(partitions), require_stable=False).values()
+        return {each.owner for each in committed if each is not None and each.owner is not None}
+
+    def members(self) -> set[str]:
+        """The ids of the group's live members."""
+        [future] = self._admin.describe_consumer_groups([self._group_id], request_timeout=_REQUEST_TIMEOUT_S).values()
+        return {member.member_id for member in _result(future).members}
 
     def group_has_offsets(self) -> set[TP]:
         """All partitions for which the group has an offset."""
@@ -107,7 +114,7 @@ class Offsets:
         for each in _result(future).topic_partitions:
             if each.error is None:
                 offset = each.offset if each.offset >= 0 else None
-                answer[each.topic, each.partition] = Committed(offset, each.metadata or None)
+                answer[each.topic, each.partition] = Committed(offset, Owner.parse(each.metadata))
             elif each.error.code() == KafkaError.UNSTABLE_OFFSET_COMMIT:
                 answer[each.topic, each.partition] = None
             else:

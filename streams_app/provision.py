@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 from uuid import uuid4
@@ -10,6 +11,7 @@ from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic
 
 from streams_app.dead_letters import TOPIC as DEAD_LETTERS
+from streams_app.errors import KafkaUnreachable
 from streams_app.kafka import KafkaAddress
 
 if TYPE_CHECKING:
@@ -70,7 +72,19 @@ def create_topics(kafka: KafkaAddress, specs: Iterable[TopicSpec]) -> dict[str, 
             if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
                 raise
             created[name] = False
+    _wait_known(admin, set(created))
     return created
+
+
+def _wait_known(admin: AdminClient, names: set[str]) -> None:
+    """A worker that joins before its topics are known everywhere gets none of their partitions, until it looks again."""
+    deadline_s = time.monotonic() + _TIMEOUT_S
+    while time.monotonic() < deadline_s:
+        topics = admin.list_topics(timeout=_TIMEOUT_S).topics
+        if all(name in topics and topics[name].error is None and topics[name].partitions for name in names):
+            return
+        time.sleep(0.05)
+    raise KafkaUnreachable(f"the topics {sorted(names)} were created, but are not known after {_TIMEOUT_S:g} s")
 
 
 def provision(app: App, *, check: bool = False) -> list[Finding]:

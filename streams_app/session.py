@@ -28,7 +28,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer, TopicPartition
 
-from streams_app.errors import CommitUnconfirmed, PartitionsLost, TransactionAborted
+from streams_app.errors import CommitUnconfirmed, OutputRefused, PartitionsLost, TransactionAborted
 
 Headers: TypeAlias = Sequence[tuple[str, bytes]] | None
 
@@ -39,6 +39,16 @@ _SUSPICIOUS_END_S = 1.0
 #: The broker says: your membership is not the current one.
 _GROUP_MOVED_ON = frozenset(
     {KafkaError.ILLEGAL_GENERATION, KafkaError.UNKNOWN_MEMBER_ID, KafkaError.FENCED_INSTANCE_ID}
+)
+#: About one record, not about the brokers.
+_REFUSED = frozenset(
+    {
+        KafkaError._INVALID_ARG,
+        KafkaError._UNKNOWN_PARTITION,
+        KafkaError.MSG_SIZE_TOO_LARGE,
+        KafkaError.INVALID_RECORD,
+        KafkaError.INVALID_TIMESTAMP,
+    }
 )
 _FENCED = frozenset({KafkaError._FENCED, KafkaError.PRODUCER_FENCED, KafkaError.INVALID_PRODUCER_EPOCH})
 
@@ -54,6 +64,24 @@ class Pin(NamedTuple):
     def is_valid(self) -> bool:
         """Whether the broker would check it: generation −1 or no member id switch the fence off."""
         return self.generation >= 0 and bool(self.member_id)
+
+
+class Owner(NamedTuple):
+    """Who committed an offset; stands in the offset's metadata."""
+
+    transactional_id: str
+    member_id: str
+
+    @property
+    def text(self) -> str:
+        """The metadata."""
+        return f"{self.transactional_id} {self.member_id}"
+
+    @classmethod
+    def parse(cls, metadata: str | None) -> Owner | None:
+        """The owner that ``metadata`` names; None: it was not written by us."""
+        transactional_id, _, member_id = (metadata or "").partition(" ")
+        return cls(transactional_id, member_id) if transactional_id and member_id else None
 
 
 class Output(NamedTuple):
@@ -193,12 +221,14 @@ class Session:
     def send_offsets(self, consumed: Iterable[Consumed], pin: Pin) -> None:
         """Put the input offsets into the transaction, fenced by the pin.
 
-        The metadata of each offset is the transactional id: so the next owner knows whose transaction may be pending.
+        The metadata of each offset says who committed it (see `Owner`): so the next owner knows whose transactions may
+        still be open.
 
         Raises:
             PartitionsLost: the group has moved on since the pin.
         """
-        offsets = [TopicPartition(*each, metadata=self.transactional_id) for each in consumed]
+        owner = Owner(self.transactional_id, pin.member_id).text
+        offsets = [TopicPartition(*each, metadata=owner) for each in consumed]
         if not offsets:
             raise AssertionError("a transaction without offsets would be unfenced")
         metadata = group_metadata(pin)
@@ -216,6 +246,9 @@ class Session:
             self._producer.commit_transaction(self._timeout_s)
         except KafkaException as error:
             self._break(error)
+            if error.args[0].code() == KafkaError._INCONSISTENT:
+                # librdkafka's word for "a record failed": said before EndTxn is sent, so nothing took effect.
+                raise OutputRefused(f"{self.transactional_id}: {_text(error)}") from error
             raise CommitUnconfirmed(f"{self.transactional_id}: commit: {_text(error)}") from error
         except BaseException:
             self.broken = True
@@ -272,6 +305,8 @@ class _BeforeEnd:
         self._session._break(error)
         if isinstance(error, TransactionAborted):
             return
+        if isinstance(error, KafkaException) and error.args[0].code() in _REFUSED:
+            raise OutputRefused(f"{self._session.transactional_id}: {self._step}: {_text(error)}") from error
         # After a fatal error flush may raise anything; of the others only what comes from Kafka is an abort.
         if not isinstance(error, (KafkaException, BufferError)) and self._step != "flush":
             return

@@ -3,7 +3,8 @@
 It takes the place of Faust's ``perform_seek``, ``seek_to_committed`` and the waits around them, and runs, blocking, in a
 thread. Each step is only right after the one before it:
 
-- opening the session aborts what this worker's predecessor left pending, so that its offsets become stable;
+- opening the session aborts what this worker's predecessor left open, and so does fencing for other dead workers: their
+  offsets become stable, and nothing of theirs holds up readers;
 - stable offsets fix where the input goes on: a committed transaction's offset and table values belong together, so the
   changelogs' ends may only be asked *after* the offsets are stable;
 - the claim commits these offsets once more under our own pin and name. It proves that the membership is current and that
@@ -68,6 +69,7 @@ class Start:
             TransactionAborted, CommitUnconfirmed, KafkaUnreachable, KafkaException: trouble; try again.
         """
         self._session.open()
+        self._fence_the_dead(inputs)
         committed = self._offsets.stable(inputs, self._fence, cancelled)
         self._check_over(cancelled)
         positions = self._resolve(inputs, committed, stores)
@@ -77,6 +79,18 @@ class Start:
         restored = self._restore(stores, cancelled)
         self._check_over(cancelled)
         return Started(positions, restored)
+
+    def _fence_the_dead(self, inputs: list[TP]) -> None:
+        """End what workers left open that had these partitions and are no members any more.
+
+        Their pending offsets would be noticed, and waited for. But a worker can die before it has sent offsets: then its
+        outputs and changelog records hold up every reader behind them until the broker times the transaction out.
+        """
+        owners = self._offsets.owners(inputs)
+        if owners:
+            members = self._offsets.members()
+            for transactional_id in {owner.transactional_id for owner in owners if owner.member_id not in members}:
+                self._fence(transactional_id)
 
     def _resolve(
         self, inputs: list[TP], committed: Mapping[TP, Committed], stores: Mapping[TP, Store]

@@ -72,11 +72,13 @@ class Store:
 
     @classmethod
     def trusted(cls, path: Path, *, topic_id: str, expires_ms: int | None = None) -> Store:
-        """Open the store at ``path``; what RocksDB cannot open is removed, as the changelog has it all."""
+        """Open the store at ``path``; one that RocksDB finds corrupt is removed, as the changelog has it all."""
         try:
             return cls(path, topic_id=topic_id, expires_ms=expires_ms)
-        except Exception as error:  # noqa: BLE001 - rocksdict raises nothing narrower
-            log.warning("%s cannot be opened, it is removed and restored: %s", path, error)
+        except Exception as error:  # rocksdict raises nothing narrower
+            if "Corruption" not in str(error):
+                raise  # a full disk or too many open files: removing would not help
+            log.warning("%s is corrupt, it is removed and restored: %s", path, error)
             shutil.rmtree(path, ignore_errors=True)
             return cls(path, topic_id=topic_id, expires_ms=expires_ms)
 
@@ -106,9 +108,11 @@ class Store:
             # Restored values stand in memory only. Logged writes outlive a crash that they do not: without this flush
             # the checkpoint would survive and the values below it would be gone.
             self._flush()
-        batch = self._batch(writes)
+        batch = WriteBatch(raw_mode=True)
         for index_key in stale:
+            # First: a write of the same key may put the same entry again.
             batch.delete(index_key)
+        self._put_values(batch, writes)
         if offset is not None:
             self._put_checkpoint(batch, offset)
         self._db.write(batch)
@@ -122,7 +126,8 @@ class Store:
                 record.key: None if record.value is None else record.timestamp_ms.to_bytes(TIME_BYTES) + record.value
                 for record in records
             }
-        batch = self._batch(writes)
+        batch = WriteBatch(raw_mode=True)
+        self._put_values(batch, writes)
         self._put_checkpoint(batch, offset)
         options = WriteOptions()
         setattr(options, "disable_wal", True)  # noqa: B010 - a property, though its stub says a method
@@ -161,8 +166,7 @@ class Store:
         """Give the files back."""
         self._db.close()
 
-    def _batch(self, writes: Mapping[bytes, bytes | None]) -> WriteBatch:
-        batch = WriteBatch(raw_mode=True)
+    def _put_values(self, batch: WriteBatch, writes: Mapping[bytes, bytes | None]) -> None:
         put, delete = batch.put, batch.delete
         expires = self.expires_ms is not None
         for key, value in writes.items():
@@ -173,7 +177,6 @@ class Store:
                 if expires:
                     put(_TIME + value[:TIME_BYTES] + key, b"")
                     self.clock_ms = max(self.clock_ms, int.from_bytes(value[:TIME_BYTES]))
-        return batch
 
     def _put_checkpoint(self, batch: WriteBatch, offset: int) -> None:
         self.checkpoint = Checkpoint(offset, int(time.time() * 1000), self.topic_id)

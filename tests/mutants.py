@@ -96,8 +96,8 @@ MUTANTS = [
         "counts an event as done whose agent raised",
         "18",
         "engine.py",
-        "        event.batch.fail(event)\n",
-        "        event.ack()\n",
+        "        batch.fail(event)\n\n    # -- The coroutine",
+        "        event.ack()\n\n    # -- The coroutine",
         "test_exactly_once.py::test_an_event_whose_agent_raises_is_delivered_again_and_then_set_aside",
     ),
     Mutant(

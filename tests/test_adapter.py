@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-
 from collections.abc import Iterator
 
 import aiokafka
@@ -83,7 +82,7 @@ def test_partitions_of_topics_of_one_size_stay_together() -> None:
         """A set that iterates the other way round, as an equal set may."""
 
         def __iter__(self) -> Iterator[str]:
-            return reversed(sorted(super().__iter__()))
+            return iter(sorted(super().__iter__(), reverse=True))
 
     groups = Assignor._group_co_subscribed(
         {"input", "changelog", "other"},

@@ -16,7 +16,7 @@ from streams_app.engine import fence
 from streams_app.errors import PartitionsLost, StartRefused
 from streams_app.offsets import Offsets
 from streams_app.restore import restore
-from streams_app.session import Consumed, Output, Pin, Session, unfenced_group_metadata
+from streams_app.session import Consumed, Output, Owner, Pin, Session, unfenced_group_metadata
 from streams_app.start import Start
 from streams_app.store import Store
 from tests.rig import wait_until
@@ -92,7 +92,7 @@ def test_a_pending_offset_is_waited_for(corner: Corner) -> None:
     stable = corner.offsets.stable([corner.input], lambda transactional_id: None)
     timer.join()
     assert stable[corner.input].offset == 5
-    assert stable[corner.input].transactional_id == f"{corner.name}-live"
+    assert stable[corner.input].owner == Owner(f"{corner.name}-live", pin.member_id)
 
 
 def test_the_transaction_of_a_dead_worker_is_fenced_by_the_name_on_its_last_offset(corner: Corner) -> None:
@@ -195,7 +195,7 @@ def test_the_first_start_is_committed_before_anything_is_delivered(
     corner.produce(corner.input[0], 10)
     assert start(corner, pin, from_latest=from_latest) == {corner.input: expected}
     stable = corner.offsets.stable([corner.input], lambda _: None)
-    assert stable[corner.input] == (expected, f"{corner.name}-start")
+    assert stable[corner.input] == (expected, Owner(f"{corner.name}-start", pin.member_id))
 
 
 def test_a_start_under_an_old_membership_is_refused_by_the_broker(corner: Corner) -> None:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import weakref
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from faust.exceptions import ImproperlyConfigured
-from faust.streams import _current_event
 from faust.types import TP
 from faust.types.tuples import Message
 
 from streams_app.application import App
 from streams_app.batch import MAX_RECORD_BYTES, Batch
 from streams_app.errors import DeadBatchError
-from streams_app.events import Event
+from streams_app.events import Event, in_hand
 from streams_app.session import Pin
 from streams_app.settings import Settings
 from streams_app.store import Store
@@ -37,12 +36,12 @@ class Hand:
         message = Message("in", partition, 0, 1.0, 0, None, b"k", b"v", None, tp=TP("in", partition))
         self.event = Event(self.app, "k", "v", None, message)
         self.event.batch = self.batch
-        _current_event.set(weakref.ref(self.event))
+        in_hand.set(self.event)
         return self.event
 
     def drop(self) -> None:
         """Empty the hand."""
-        _current_event.set(None)
+        in_hand.set(None)
 
 
 @pytest.fixture
@@ -100,6 +99,27 @@ def test_a_dead_batch_takes_no_more_writes(hand: Hand) -> None:
         hand.table["a"] = 5
     with pytest.raises(DeadBatchError):
         hand.table["a"]
+
+
+async def test_a_task_that_an_agent_left_behind_takes_no_part(hand: Hand) -> None:
+    """Its work would be in no transaction, or in half of one, and nobody would notice."""
+    topic = hand.app.topic("out", key_type=str, value_type=int)
+    hand.take()
+    left_behind = asyncio.Event()
+
+    async def later() -> None:
+        await left_behind.wait()
+        with pytest.raises(DeadBatchError, match="leaves behind"):
+            hand.table["a"] = 5
+        await topic.send(key="k", value=1)
+
+    task = asyncio.ensure_future(later())
+    await asyncio.sleep(0)
+    hand.batch.seal()
+    hand.drop()
+    left_behind.set()
+    with pytest.raises(DeadBatchError):
+        await task
 
 
 async def test_a_dead_batch_takes_no_more_sends(hand: Hand) -> None:

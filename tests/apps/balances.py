@@ -44,6 +44,14 @@ async def obey(entry):
             raise ValueError(f"{entry.id} fails once")
         case "fail":
             raise ValueError(f"{entry.id} always fails")
+        case "cancelled":
+            task = asyncio.ensure_future(asyncio.sleep(60))
+            task.cancel()
+            await task
+        case "bad header":
+            await balances.send(key="k", value=Balance(entry.id, 0), headers={"n": 5})
+        case "no such partition":
+            await balances.send(key="k", value=Balance(entry.id, 0), partition=99)
         case "sleep":
             print(f"{entry.id} sleeps")
             await asyncio.sleep(float(os.environ.get("SLEEP_S", "1.5")))

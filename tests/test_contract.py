@@ -1,0 +1,119 @@
+"""The documents that others rely on say what the code does."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from agents import ledger
+from streams_app import app
+from streams_app.dead_letters import TOPIC, dead_letter
+from streams_app.settings import Settings
+from tables.ledger import Credit, Entry, Result, Transfer
+
+CHECKOUT = Path(__file__).parent.parent
+CONTRACT = (CHECKOUT / "docs" / "contract.md").read_text()
+README = (CHECKOUT / "README.md").read_text()
+FORMS = {"transfers": Transfer, "credits": Credit, "ledger": Entry, "transfer-results": Result}
+
+
+def rows(text: str, columns: int) -> list[list[str]]:
+    """The rows of a document's tables, by their cells."""
+    found = [re.split(r"(?<!\\)\|", line.strip().strip("|")) for line in text.splitlines() if line.startswith("| `")]
+    return [[cell.strip() for cell in row] for row in found if len(row) == columns]
+
+
+def names(cell: str) -> list[str]:
+    return re.findall(r"`([^`]+)`", cell)
+
+
+def test_the_topics_and_their_fields_are_those_of_the_contract() -> None:
+    """A program of somebody else reads or writes them."""
+    table = {names(topic)[0]: names(form) for topic, _, form in rows(CONTRACT, 3)}
+    assert set(table) == set(app.declared) == set(FORMS)
+    for topic, form in FORMS.items():
+        assert table[topic] == [field.name for field in msgspec.structs.fields(form)]
+
+
+def test_the_headers_of_dead_letters_are_those_of_the_contract() -> None:
+    """Whoever repairs and replays them needs to know where they came from."""
+
+    class Message:
+        topic, partition, offset, key, value, headers = "t", 0, 1, b"k", b"v", [("own", b"x")]
+
+    output = dead_letter("", Message(), "code", "text \ud800", 1)
+    assert output.topic == TOPIC == "dead-letters"
+    assert output.headers is not None
+    written = [name for name, _ in output.headers]
+    assert written[0] == "own"
+    assert written[1:] == [name for name in names(CONTRACT) if name.startswith("dlq.")]
+
+
+def test_a_dead_letter_of_the_largest_record_fits() -> None:
+    """It would abort the batch that carries it, for ever."""
+
+    class Message:
+        topic, partition, offset, key, value, headers = "t", 0, 1, b"k" * 500, b"v" * 1_000_000, None
+
+    output = dead_letter("", Message(), "code", "text", 1)
+    size_bytes = len(output.key or b"") + len(output.value or b"")
+    assert 900_000 < size_bytes < 1_000_000
+
+
+def test_the_checks_of_the_ledger_have_the_order_of_the_contract() -> None:
+    """Of two reasons the first one counts."""
+    transfer = Transfer("id", "same", "same", 5, "EUR")
+    assert ledger.decide(transfer, 0, None).reason == "same_account"
+    remembered = ledger.decide(transfer, 0, None)
+    assert ledger.decide(transfer, 0, remembered).status == "exists"
+
+
+def test_the_readme_lists_every_setting_with_its_default() -> None:
+    """A setting that nobody can find is none."""
+    listed = {
+        names(name)[0]: default.strip("`") for name, default, _ in rows(README, 3) if "_" in name or name == "`PORT`"
+    }
+    source = (CHECKOUT / "streams_app" / "settings.py").read_text()
+    assert set(listed) == set(re.findall(r'"((?:KAFKA|STREAMS_APP|PORT)[A-Z_]*)"', source))
+    defaults = Settings.from_env({})
+    for field in fields(Settings):
+        variable = f"STREAMS_APP_{field.name.upper()}"
+        if isinstance(getattr(defaults, field.name), int):
+            assert listed[variable] == str(getattr(defaults, field.name)), variable
+
+
+@pytest.mark.parametrize("command", ["worker", "demo", "broker", "provision", "generate", "audit"])
+def test_the_commands_of_the_contract_exist(command: str) -> None:
+    """Scripts call them."""
+    from faust.cli.faust import cli  # noqa: PLC0415
+
+    assert command in cli.commands
+    assert f"`{command}`" in CONTRACT or f"`{command} NAME`" in README
+
+
+def test_nothing_in_the_engine_knows_an_agent() -> None:
+    """Whoever deletes our agents still has a working worker."""
+    for module in (CHECKOUT / "streams_app").glob("*.py"):
+        text = module.read_text()
+        assert not re.search(r"^\s*(from|import) (agents|tables)\b", text, re.MULTILINE), module.name
+    for module in (CHECKOUT / "tables").glob("*.py"):
+        assert not re.search(r"^\s*(from|import) agents\b", module.read_text(), re.MULTILINE), module.name
+
+
+def test_each_test_that_the_traps_name_exists() -> None:
+    """A trap without its test will catch us again."""
+    traps = (CHECKOUT / "docs" / "traps.md").read_text()
+    found = re.findall(r"`(test_\w+\.py)::(\w+)", traps)
+    assert len(found) > 20
+    for file, test in found:
+        assert f"def {test}(" in (CHECKOUT / "tests" / file).read_text(), test
+
+
+def test_no_environment_leaks_into_these_tests() -> None:
+    """The app of these tests is the one without a prefix."""
+    assert not os.environ.get("KAFKA_PREFIX")
