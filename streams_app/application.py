@@ -128,8 +128,7 @@ class App(HostApp):
 
     def partitions_of(self, topic: str) -> int | None:
         """Number of partitions of a topic (its declared name, without prefix, will do), once the consumer knows it."""
-        count = self.consumer.topic_partitions
-        return count(topic) or count(self.settings.kafka_prefix + topic)
+        return self.input.topic_partitions(topic) or self.input.topic_partitions(self.settings.kafka_prefix + topic)
 
     @property
     def input(self) -> Consumer:

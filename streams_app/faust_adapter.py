@@ -261,6 +261,11 @@ class Consumer(driver.Consumer):
     def on_init_dependencies(self) -> list[Any]:
         return []
 
+    def topic_partitions(self, topic: str) -> int | None:
+        """Number of partitions of a topic; Faust's answer is that of the group's leader only."""
+        partitions = self._thread.kafka.partitions_for_topic(topic)
+        return len(partitions) if partitions else None
+
     async def fetch(self, partitions: list[TP], wait_ms: int, max_records: int) -> Fetched:
         """See `ConsumerThread.fetch`."""
         return await self._thread.call_here(self._thread.fetch(partitions, wait_ms, max_records))
@@ -448,7 +453,7 @@ class Agent(FaustAgent):
             if self.should_stop or (task is not None and task.cancelling()):
                 raise
             raise RuntimeError("the agent awaited something that was cancelled") from error
-        if not self.should_stop:
+        if not (self.should_stop or self.app.should_stop):
             raise RuntimeError("the agent ended, while its stream goes on; agents loop over their stream for ever")
 
 
