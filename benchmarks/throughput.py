@@ -24,7 +24,7 @@ from threading import Event
 from typing import NamedTuple
 from uuid import uuid4
 
-from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from streams_app.embedded import EmbeddedKafka, free_port, shown_progress
@@ -146,7 +146,8 @@ def write_input(contender: Contender, address: KafkaAddress, prefix: str) -> Non
         *(("ledger", "dead-letters") if "credits" in contender.inputs else ()),
     }
     new = [NewTopic(prefix + name, PARTITIONS, 1) for name in names]
-    for future in AdminClient(address.librdkafka()).create_topics(new).values():
+    admin = AdminClient(address.librdkafka())
+    for future in admin.create_topics(new).values():
         future.result(30)
     if contender.inputs[0] == "transfers":
         import agents.ledger_input  # noqa: F401, PLC0415 - registers its generator
@@ -182,18 +183,28 @@ def watch(contender: Contender, address: KafkaAddress, prefix: str, worker: subp
         begun: tuple[float, int] | None = None
         deadline_s = time.monotonic() + DEADLINE_S
         while time.monotonic() < deadline_s and worker.poll() is None:
-            done = sum(max(0, tp.offset) for tp in group.committed(first, timeout=10))
+            done = committed(group, first)
             now_s = time.monotonic()
             if done and begun is None:
                 begun = now_s, done
             rest = sum(group.get_watermark_offsets(tp, timeout=10)[1] for tp in others)
-            rest -= sum(max(0, tp.offset) for tp in group.committed(others, timeout=10)) if others else 0
+            rest -= committed(group, others) if others else 0
             if begun and done >= contender.events and rest <= 0:
                 return (done - begun[1]) / (now_s - begun[0])
             time.sleep(0.05)
     finally:
         group.close()
     raise SystemExit(f"{contender.name} did not finish: {worker.poll()=}")
+
+
+def committed(group: Consumer, partitions: list[TopicPartition]) -> int:
+    """Sum of the committed offsets; 0 as long as the group's coordinator is being made."""
+    try:
+        return sum(max(0, tp.offset) for tp in group.committed(partitions, timeout=10))
+    except KafkaException as error:
+        if error.args[0].retriable() or error.args[0].code() == KafkaError.NOT_COORDINATOR:
+            return 0
+        raise
 
 
 def compare(contender: Contender, address: KafkaAddress, prefix: str) -> tuple[int, int]:

@@ -189,6 +189,8 @@ class TestWorkerProcesses:
         """Else a worker that hangs survives the demo."""
         server.start()
         server.send(signal.SIGSTOP)
+        # Both pending at once, SIGTERM would be heard before SIGSTOP.
+        wait_until(lambda: psutil.Process(server.pid).status() == psutil.STATUS_STOPPED, 10)
         supervisor = Supervisor([server])
         assert supervisor.end(timeout_s=0.3) == [server]
         assert not server.alive
