@@ -351,7 +351,9 @@ class Engine(Service):
                     record.key,
                     record.value,
                     None,
-                    tp=tp,
+                    record.serialized_key_size,
+                    record.serialized_value_size,
+                    tp,
                     generation_id=generation,
                 )
                 reason = self._reason_to_set_aside(tp, record.offset) if self._attempts else None

@@ -162,6 +162,9 @@ class Table(faust.Table[Any, Any]):
         except KeyError:
             return self.__missing__(key)
 
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.data[key] = value
+
     def get(self, key: Any, default: Any = None) -> Any:
         """The value of ``key``, or ``default``."""
         return self.data.get(key, default)

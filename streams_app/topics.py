@@ -55,6 +55,11 @@ class Topic(faust.Topic):
     def _sent(self) -> Sent:
         return Sent(record_metadata(self.get_topic_name(), -1, _OFFSET_UNKNOWN, None))
 
+    @cached_property
+    def _text_keys(self) -> bool:
+        """Whether text is its own UTF-8 as a key, as with Faust's default serializer; asked once, not for each send."""
+        return (getattr(self.schema, "key_serializer", None) or self.app.conf.key_serializer) == "raw"
+
     def decode_message(self, message: Message) -> tuple[Any, Any]:
         """Key and value of a record.
 
@@ -115,8 +120,11 @@ class Topic(faust.Topic):
                 callback=callback,
                 force=force,
             )
-        open_headers = self.prepare_headers(headers)
-        key_bytes, open_headers = self.prepare_key(key, key_serializer, schema, open_headers)
+        open_headers = None if headers is None else self.prepare_headers(headers)
+        if self._text_keys and type(key) is str and key_serializer is None and schema is None:
+            key_bytes = key.encode()
+        else:
+            key_bytes, open_headers = self.prepare_key(key, key_serializer, schema, open_headers)
         value_bytes, open_headers = self.prepare_value(value, value_serializer, schema, open_headers)
         name = self.get_topic_name()
         timestamp_ms = None if timestamp is None else int(timestamp * 1000)
