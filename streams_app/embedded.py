@@ -21,6 +21,7 @@ user finds them by their state files.
 
 from __future__ import annotations
 
+import atexit
 import base64
 import contextlib
 import errno
@@ -338,6 +339,13 @@ def _accepts(port: int) -> bool:
 
 #: Brokers that this process started: its children, to be reaped when they end.
 _children: dict[int, subprocess.Popen[bytes]] = {}
+
+
+@atexit.register
+def _let_go() -> None:
+    """Brokers may outlive the process that started them; Python would warn of each."""
+    for child in _children.values():
+        child.returncode = child.poll() or 0
 
 
 def _mark_of(pid: int) -> str | None:

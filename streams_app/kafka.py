@@ -45,7 +45,8 @@ class KafkaAddress:
 
     def librdkafka(self) -> dict[str, Any]:
         """Configuration for confluent-kafka's clients."""
-        return {"bootstrap.servers": self.servers}
+        # Errors only: a broker that restarts is news to nobody here, and every client would tell it.
+        return {"bootstrap.servers": self.servers, "log_level": 3}
 
     def aiokafka(self) -> dict[str, Any]:
         """Configuration for aiokafka's clients."""

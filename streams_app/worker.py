@@ -9,7 +9,8 @@ from typing import Any
 import faust
 from confluent_kafka import KafkaException
 
-from streams_app.embedded import EmbeddedKafka
+from streams_app.commands import exit_codes
+from streams_app.embedded import EmbeddedKafka, shown_progress
 from streams_app.errors import KafkaUnreachable
 from streams_app.kafka import KafkaAddress
 from streams_app.provision import create_topics, required_topics
@@ -22,8 +23,19 @@ class Worker(faust.Worker):
 
     def __init__(self, app: Any, *args: Any, **kwargs: Any) -> None:
         self._embedded: EmbeddedKafka | None = None
+        with exit_codes():
+            self._prepare(app)
+        # What is loaded by now stays. A batch makes some hundred thousand objects that live as long as it does, and hardly
+        # a cycle: with Python's default of 700 allocations the collector would look through all of them again and again.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(100_000, 20, 20)
+        super().__init__(app, *args, **kwargs)
+
+    def _prepare(self, app: Any) -> None:
         if app.settings.kafka_url is None:
-            self._embedded = EmbeddedKafka.ensure(app.settings.datadir)
+            with shown_progress() as progress:
+                self._embedded = EmbeddedKafka.ensure(app.settings.datadir, progress=progress)
             app.use_kafka(KafkaAddress.parse(self._embedded.url))
         app.kafka.check()
         try:
@@ -32,12 +44,6 @@ class Worker(faust.Worker):
             raise KafkaUnreachable(f"the topics could not be created: {error.args[0].str()}") from error
         if app.conf.web_enabled and not app.settings.port:
             app.conf.web_port = _free_port(app.conf.web_bind)
-        # What is loaded by now stays. A batch makes some hundred thousand objects that live as long as it does, and hardly
-        # a cycle: with Python's default of 700 allocations the collector would look through all of them again and again.
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(100_000, 20, 20)
-        super().__init__(app, *args, **kwargs)
 
     def stop_and_shutdown(self) -> None:
         """See `faust.Worker`; the embedded Kafka is left last, when all clients of it are closed."""
