@@ -16,13 +16,18 @@
         └── StoreCorrupted          the local copy of a table cannot be trusted: wipe, restore
 """
 
+import click
+
 
 class StreamsAppError(Exception):
     """Base of all errors of the engine."""
 
 
-class ConfigurationError(StreamsAppError):
-    """A setting is missing or wrong; the text names it and says what to write."""
+class ConfigurationError(StreamsAppError, click.UsageError):
+    """A setting is missing or wrong; the text names it and says what to write.
+
+    Settings are read when the app is imported, which the command line does: it shows a `click.UsageError` as a sentence.
+    """
 
 
 class KafkaUnreachable(StreamsAppError):

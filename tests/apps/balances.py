@@ -30,6 +30,8 @@ failed: set[int] = set()
 @app.agent(entries)
 async def add_up(stream):
     async for key, entry in stream.items():
+        # A member that does not lead the group has to know it, too.
+        assert app.partitions_of("entries") == 4
         balance = table[key] + entry.amount
         table[key] = balance
         await balances.send(key=key, value=Balance(entry.id, balance))
