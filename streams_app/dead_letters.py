@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any, Protocol
 
 from streams_app.batch import MAX_RECORD_BYTES
 from streams_app.events import current_event
-from streams_app.session import Output
+from streams_app.session import Output, header_pairs
 
 TOPIC = "dead-letters"
 _MESSAGE_CHARS = 500
@@ -28,7 +27,7 @@ class Message(Protocol):
 def dead_letter(prefix: str, message: Message, code: str, text: str, attempts: int) -> Output:
     """The record of the dead-letter topic for ``message``: key, value and headers as they came, and why."""
     headers = [
-        *_pairs(message.headers),
+        *header_pairs(message.headers),
         ("dlq.topic", message.topic.encode()),
         ("dlq.partition", str(message.partition).encode()),
         ("dlq.offset", str(message.offset).encode()),
@@ -58,9 +57,3 @@ async def set_aside(code: str, message: str) -> None:
         raise RuntimeError("set_aside() was called outside of an agent: there is no event to set aside")
     app: Any = event.app
     event.batch.send(dead_letter(app.settings.kafka_prefix, event.message, code, message, attempts=1))
-
-
-def _pairs(headers: Any) -> Iterable[tuple[str, bytes]]:
-    if not headers:
-        return []
-    return list(headers.items()) if isinstance(headers, dict) else list(headers)

@@ -103,6 +103,13 @@ class Consumed(NamedTuple):
     offset: int
 
 
+def header_pairs(headers: Any) -> list[Any]:
+    """Headers as pairs, of a mapping or of pairs; none of none."""
+    if not headers:
+        return []
+    return list(headers.items()) if isinstance(headers, Mapping) else list(headers)
+
+
 def group_metadata(pin: Pin) -> bytes:
     """The pin as librdkafka serialises it."""
     if not pin.is_valid:

@@ -13,7 +13,7 @@ from faust.types import FutureMessage, Message, PendingMessage, RecordMetadata
 from streams_app.codecs import UndecodableError, encode_struct, is_struct, key_codec, value_codec
 from streams_app.events import current_batch
 from streams_app.faust_adapter import record_metadata
-from streams_app.session import Output
+from streams_app.session import Output, header_pairs
 
 _OFFSET_UNKNOWN = -1
 
@@ -99,49 +99,48 @@ class Topic(faust.Topic):
         partition: int | None = None,
         timestamp: float | None = None,
         headers: Any = None,
-        schema: Any = None,
-        key_serializer: Any = None,
-        value_serializer: Any = None,
-        callback: Any = None,
-        force: bool = False,
+        callback: Callable[[FutureMessage], Any] | None = None,
+        **codecs: Any,
     ) -> Awaitable[RecordMetadata]:
         """See the class; the arguments are those of `faust.Topic.send`."""
         batch = current_batch()
         if batch is None:
-            return await super().send(
-                key=key,
-                value=value,
-                partition=partition,
-                timestamp=timestamp,
-                headers=headers,
-                schema=schema,
-                key_serializer=key_serializer,
-                value_serializer=value_serializer,
-                callback=callback,
-                force=force,
-            )
-        open_headers = None if headers is None else self.prepare_headers(headers)
-        if self._text_keys and type(key) is str and key_serializer is None and schema is None:
-            key_bytes = key.encode()
-        else:
-            key_bytes, open_headers = self.prepare_key(key, key_serializer, schema, open_headers)
-        value_bytes, open_headers = self.prepare_value(value, value_serializer, schema, open_headers)
+            place = {"partition": partition, "timestamp": timestamp, "headers": headers, "callback": callback}
+            return await super().send(key=key, value=value, **place, **codecs)
+        key_bytes, value_bytes, pairs = self._encode(key, value, headers, **codecs)
         name = self.get_topic_name()
         timestamp_ms = None if timestamp is None else int(timestamp * 1000)
-        pairs = list(open_headers.items()) if open_headers else None
         batch.send(Output(name, key_bytes, value_bytes, partition, timestamp_ms, pairs))
         if callback is None and partition is None and timestamp is None:
             return self._sent
         metadata = record_metadata(name, -1 if partition is None else partition, _OFFSET_UNKNOWN, timestamp)
         if callback is not None:
-            batch.callbacks.append(partial(self._call_back, callback, key_bytes, value_bytes, metadata))
+            message = PendingMessage(self, key_bytes, value_bytes, partition, timestamp, None, None, None, callback)
+            batch.callbacks.append(partial(_call_back, FutureMessage(message), metadata))
         return Sent(metadata)
 
-    def _call_back(
-        self, callback: Callable[[FutureMessage], Any], key: Any, value: Any, metadata: RecordMetadata
-    ) -> None:
-        message = FutureMessage(
-            PendingMessage(self, key, value, metadata.partition, metadata.timestamp, None, None, None, callback)
-        )
-        message.set_result(metadata)
-        callback(message)
+    def _encode(
+        self,
+        key: Any,
+        value: Any,
+        headers: Any,
+        *,
+        schema: Any = None,
+        key_serializer: Any = None,
+        value_serializer: Any = None,
+        force: bool = False,
+    ) -> tuple[Any, Any, Any]:
+        """Key, value and headers as they go out; ``force`` is of no meaning here: nothing is attached to offsets."""
+        open_headers = None if headers is None else self.prepare_headers(headers)
+        if self._text_keys and type(key) is str and key_serializer is None and schema is None:
+            key_bytes: Any = key.encode()
+        else:
+            key_bytes, open_headers = self.prepare_key(key, key_serializer, schema, open_headers)
+        value_bytes, open_headers = self.prepare_value(value, value_serializer, schema, open_headers)
+        return key_bytes, value_bytes, header_pairs(open_headers) or None
+
+
+def _call_back(message: FutureMessage, metadata: RecordMetadata) -> None:
+    message.set_result(metadata)
+    callback: Any = message.message.callback
+    callback(message)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from faust.exceptions import ImproperlyConfigured
-from faust.types import TP
+from faust.types import TP, RecordMetadata
 from faust.types.tuples import Message
 
 from streams_app.application import App
@@ -158,3 +158,31 @@ def test_windows_are_refused_at_once(hand: Hand) -> None:
     """Faust's clean-up of windows writes outside of transactions."""
     with pytest.raises(ImproperlyConfigured, match="windows"):
         hand.table.tumbling(60)
+
+
+async def test_a_callback_runs_with_the_metadata_of_its_send(hand: Hand) -> None:
+    """After the commit; an aborted batch's callbacks never run."""
+    topic = hand.app.topic("out", key_type=str, value_type=int)
+    hand.take()
+    called: list[RecordMetadata] = []
+    await topic.send(
+        key="k", value=1, partition=0, headers={"h": b"v"}, callback=lambda sent: called.append(sent.result())
+    )
+    [output] = hand.batch.outputs
+    assert (output.key, output.value, output.partition, output.headers) == (b"k", b"1", 0, [("h", b"v")])
+    assert not called
+    for callback in hand.batch.callbacks:
+        callback()
+    assert [(each.topic, each.partition, each.offset) for each in called] == [("out", 0, -1)]
+
+
+@pytest.mark.parametrize(("headers", "error"), [({"n": 5}, TypeError), ([(1, b"x")], TypeError)])
+async def test_a_header_that_the_producer_would_refuse_is_the_events_fault(
+    hand: Hand, headers: object, error: type[Exception]
+) -> None:
+    """Found in the commit's thread only, it would end the worker, and its successor, and so on."""
+    topic = hand.app.topic("out", key_type=str, value_type=int)
+    hand.take()
+    with pytest.raises(error):
+        await topic.send(key="k", value=1, headers=headers)
+    assert not hand.batch.outputs
