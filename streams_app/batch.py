@@ -78,9 +78,11 @@ class Batch:
         self.overlays: dict[tuple[str, int], Overlay] = {}
         #: Run on the main thread after the commit.
         self.callbacks: list[Callable[[], None]] = []
+        #: Records fetched, and where the first of them is from.
+        self.records = 0
+        self.first: tuple[TP, int] | None = None
+        #: What was made of them: one event for each agent that reads the topic.
         self.events = 0
-        #: Where the first event is from; meant for a batch of one.
-        self.first = TP("", -1), -1
         self.pending = 0
         self.dead = False
         self.sealed = False
@@ -90,10 +92,8 @@ class Batch:
         self.failure: Any = None
         self._changed = asyncio.Event()
 
-    def add(self, tp: TP, offset: int) -> None:
+    def add(self) -> None:
         """Count an event that is on its way to an agent."""
-        if not self.events:
-            self.first = tp, offset
         self.events += 1
         self.pending += 1
 

@@ -11,6 +11,7 @@ from streams_app.session import Output, header_pairs
 TOPIC = "dead-letters"
 _MESSAGE_CHARS = 500
 _ENVELOPE_BYTES = 4_096
+_MOST_HEADER_BYTES = 64 * 1024
 
 
 class Message(Protocol):
@@ -26,8 +27,11 @@ class Message(Protocol):
 
 def dead_letter(prefix: str, message: Message, code: str, text: str, attempts: int) -> Output:
     """The record of the dead-letter topic for ``message``: key, value and headers as they came, and why."""
+    came_with = header_pairs(message.headers)
+    if sum(len(name) + len(value or b"") for name, value in came_with) > _MOST_HEADER_BYTES:
+        came_with = [("dlq.headers", b"dropped: too large")]
     headers = [
-        *header_pairs(message.headers),
+        *came_with,
         ("dlq.topic", message.topic.encode()),
         ("dlq.partition", str(message.partition).encode()),
         ("dlq.offset", str(message.offset).encode()),

@@ -33,7 +33,14 @@ from streams_app.batch import Batch
 from streams_app.codecs import UndecodableError
 from streams_app.commit import commit
 from streams_app.dead_letters import dead_letter
-from streams_app.errors import BatchError, DeadBatchError, KafkaUnreachable, OutputRefused, PartitionsLost
+from streams_app.errors import (
+    BatchError,
+    ConfigurationError,
+    DeadBatchError,
+    KafkaUnreachable,
+    OutputRefused,
+    PartitionsLost,
+)
 from streams_app.events import Event, current_event
 from streams_app.faust_adapter import Assignment, Fetched, routes_of
 from streams_app.offsets import Offsets
@@ -181,6 +188,7 @@ class Engine(Service):
                 assignment.lost = assignment.over.is_set()
             except OutputRefused as error:
                 self.log.warning("looking for the event that sent it, %d at a time: %s", self._chunk_events, error)
+                await self._first_of(assignment.over.wait(), asyncio.sleep(_RETRY_S))
             except (BatchError, KafkaUnreachable, KafkaException, AioKafkaError) as error:
                 name = type(error).__name__
                 self.log.warning("starting the partitions anew in %g s, after %s: %s", self._retry_s, name, error)
@@ -287,11 +295,14 @@ class Engine(Service):
     def _blame(self, batch: Batch) -> None:
         """A record of this batch is one that no broker takes: find the event that sent it, by halves, and count it."""
         self._drop(batch)
-        if batch.events == 1:
+        if batch.records == 1 and batch.set_aside:
+            raise ConfigurationError(f"the brokers refuse a dead letter; they must take it: {batch.set_aside[0]}")
+        if batch.records == 1:
             # Told by the producer or the broker, of the record itself: trying again would change nothing.
+            assert batch.first is not None
             self._attempts[batch.first] = self.app.settings.max_attempts
             self._last_words[batch.first] = "the brokers refuse a record that was sent for this event"
-        self._chunk_events = max(1, min(self._chunk_events, batch.events) // 2)
+        self._chunk_events = max(1, min(self._chunk_events, batch.records) // 2)
         self._one_chunk = True
 
     async def _fetch(self, assignment: Assignment, wait_ms: int) -> Fetched | None:
@@ -325,7 +336,7 @@ class Engine(Service):
         """Slow agents get few events at a time, so that a batch stays near its interval; quick ones many."""
         if took_s > interval_s:
             self._chunk_events = max(1, self._chunk_events // 2)
-        elif took_s < interval_s / 4:
+        elif took_s < interval_s / 4 and not self._one_chunk:
             self._chunk_events = min(2 * self._chunk_events, _LARGEST_CHUNK_EVENTS)
 
     def _is_full(self, batch: Batch) -> bool:
@@ -356,19 +367,21 @@ class Engine(Service):
                     tp,
                     generation_id=generation,
                 )
+                batch.records += 1
+                batch.first = batch.first or (tp, record.offset)
                 reason = self._reason_to_set_aside(tp, record.offset) if self._attempts else None
                 if reason is not None:
                     self._set_aside(batch, message, *reason)
                     continue
-                for decode, put in routes:
-                    try:
-                        key, value = decode(message)
-                    except UndecodableError as error:
-                        self._set_aside(batch, message, error.code, str(error), 1)
-                        break
+                try:
+                    decoded = [decode(message) for decode, _ in routes]
+                except UndecodableError as error:
+                    self._set_aside(batch, message, error.code, str(error), 1)
+                    continue
+                for (key, value), (_, put) in zip(decoded, routes, strict=True):
                     event = Event(app, key, value, record.headers, message)
                     event.batch = batch
-                    batch.add(tp, record.offset)
+                    batch.add()
                     put(event)
             batch.consumed[tp] = fetched.positions[tp]
 

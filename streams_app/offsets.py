@@ -89,9 +89,9 @@ class Offsets:
             time.sleep(_POLL_S)
         return found
 
-    def owners(self, partitions: Iterable[TP]) -> set[Owner]:
-        """Who committed the offsets of ``partitions`` last, pending or not."""
-        committed = self._committed(set(partitions), require_stable=False).values()
+    def owners(self, partitions: Iterable[TP] | None) -> set[Owner]:
+        """Who committed the offsets of ``partitions``, or of all that the group has, last, pending or not."""
+        committed = self._committed(partitions, require_stable=False).values()
         return {each.owner for each in committed if each is not None and each.owner is not None}
 
     def members(self) -> set[str]:
@@ -105,8 +105,9 @@ class Offsets:
         [future] = self._admin.list_consumer_group_offsets([request], request_timeout=_REQUEST_TIMEOUT_S).values()
         return {(each.topic, each.partition) for each in _result(future).topic_partitions if each.offset >= 0}
 
-    def _committed(self, partitions: set[TP], require_stable: bool) -> dict[TP, Committed | None]:
-        request = ConsumerGroupTopicPartitions(self._group_id, [TopicPartition(*tp) for tp in partitions])
+    def _committed(self, partitions: Iterable[TP] | None, require_stable: bool) -> dict[TP, Committed | None]:
+        asked = None if partitions is None else [TopicPartition(*tp) for tp in partitions]
+        request = ConsumerGroupTopicPartitions(self._group_id, asked)
         [future] = self._admin.list_consumer_group_offsets(
             [request], require_stable=require_stable, request_timeout=_REQUEST_TIMEOUT_S
         ).values()

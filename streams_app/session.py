@@ -35,6 +35,7 @@ Headers: TypeAlias = Sequence[tuple[str, bytes]] | None
 #: A commit that took longer may have been retried by librdkafka, and a delayed EndTxn of it could end a later
 #: transaction of the same producer epoch (Jepsen's finding; KIP-890 is in no Python client): such a session is replaced.
 _SUSPICIOUS_END_S = 1.0
+_FLUSH_SHARE = 0.8
 
 #: The broker says: your membership is not the current one.
 _GROUP_MOVED_ON = frozenset(
@@ -141,6 +142,7 @@ class Session:
         self._timeout_s = timeout_s
         self._new_producer = new_producer
         self._producer: Any = None
+        self._began_s = 0.0
         self._troubled = threading.Event()
         self._config = {
             "transaction.timeout.ms": int(timeout_s * 1000),
@@ -181,6 +183,7 @@ class Session:
 
     def begin(self) -> None:
         """Begin the broker's transaction."""
+        self._began_s = time.monotonic()
         with self._before_end("begin"):
             self._producer.begin_transaction()
 
@@ -196,7 +199,7 @@ class Session:
                     else:
                         produce(topic, value, key, at, timestamp=timestamp_ms or 0, headers=headers)
                 except BufferError:  # the producer's queue is full: wait until the brokers took what is in it
-                    self._producer.flush(self._timeout_s)
+                    self._flush()
                     produce(topic, value, key, at, timestamp=timestamp_ms or 0, headers=headers)
 
     def produce_changelog(
@@ -219,11 +222,13 @@ class Session:
     def flush(self) -> None:
         """Wait until the brokers have all that was produced."""
         with self._before_end("flush"):
-            remaining = self._producer.flush(self._timeout_s)
-            if remaining:
-                raise TransactionAborted(
-                    f"{self.transactional_id}: {remaining} records were not acknowledged in {self._timeout_s:g} s"
-                )
+            self._flush()
+
+    def _flush(self) -> None:
+        # Shorter than the records' own time-out, so that late ones are noticed here.
+        remaining = self._producer.flush(_FLUSH_SHARE * self._timeout_s)
+        if remaining:
+            raise TransactionAborted(f"{self.transactional_id}: {remaining} records were not acknowledged in time")
 
     def send_offsets(self, consumed: Iterable[Consumed], pin: Pin) -> None:
         """Put the input offsets into the transaction, fenced by the pin.
@@ -254,8 +259,11 @@ class Session:
         except KafkaException as error:
             self._break(error)
             if error.args[0].code() == KafkaError._INCONSISTENT:
-                # librdkafka's word for "a record failed": said before EndTxn is sent, so nothing took effect.
-                raise OutputRefused(f"{self.transactional_id}: {_text(error)}") from error
+                # librdkafka's word for "a record failed": said before EndTxn is sent, so nothing took effect. After a long
+                # while it failed by its time-out, which is no fault of its own.
+                quick = time.monotonic() - self._began_s < self._timeout_s / 2
+                refused = OutputRefused if quick else TransactionAborted
+                raise refused(f"{self.transactional_id}: {_text(error)}") from error
             raise CommitUnconfirmed(f"{self.transactional_id}: commit: {_text(error)}") from error
         except BaseException:
             self.broken = True

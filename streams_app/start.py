@@ -87,10 +87,14 @@ class Start:
         outputs and changelog records hold up every reader behind them until the broker times the transaction out.
         """
         owners = self._offsets.owners(inputs)
-        if owners:
-            members = self._offsets.members()
-            for transactional_id in {owner.transactional_id for owner in owners if owner.member_id not in members}:
-                self._fence(transactional_id)
+        if not owners:
+            return
+        members = self._offsets.members()
+        # A restarted worker has its predecessor's transactional id, and may have claimed partitions with it already.
+        living = {owner.transactional_id for owner in self._offsets.owners(None) if owner.member_id in members}
+        dead = {owner.transactional_id for owner in owners if owner.member_id not in members}
+        for transactional_id in dead - living:
+            self._fence(transactional_id)
 
     def _resolve(
         self, inputs: list[TP], committed: Mapping[TP, Committed], stores: Mapping[TP, Store]

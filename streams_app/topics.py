@@ -8,8 +8,10 @@ from typing import Any
 
 import faust
 import msgspec
+from faust.exceptions import ImproperlyConfigured
 from faust.types import FutureMessage, Message, PendingMessage, RecordMetadata
 
+from streams_app.batch import Batch
 from streams_app.codecs import UndecodableError, encode_struct, is_struct, key_codec, value_codec
 from streams_app.events import current_batch
 from streams_app.faust_adapter import record_metadata
@@ -107,17 +109,47 @@ class Topic(faust.Topic):
         if batch is None:
             place = {"partition": partition, "timestamp": timestamp, "headers": headers, "callback": callback}
             return await super().send(key=key, value=value, **place, **codecs)
-        key_bytes, value_bytes, pairs = self._encode(key, value, headers, **codecs)
+        if callback is None and partition is None and timestamp is None:
+            batch.send(Output(self.get_topic_name(), *self._encode(key, value, headers, **codecs)))
+            return self._sent
+        return Sent(self._send_in(batch, key, value, partition, timestamp, headers, callback, **codecs).result())
+
+    def send_soon(self, *, eager_partitioning: bool = False, **message: Any) -> FutureMessage:
+        """As `send`, for those who cannot await."""
+        batch = current_batch()
+        if batch is None:
+            return super().send_soon(eager_partitioning=eager_partitioning, **message)
+        parts = [message.pop(name, None) for name in ("key", "value", "partition", "timestamp", "headers", "callback")]
+        return self._send_in(batch, *parts, **message)
+
+    async def publish_message(self, fut: FutureMessage, wait: bool = False) -> Awaitable[RecordMetadata]:
+        """Faust's way out for what is sent from outside of agents; refused inside."""
+        if current_batch() is not None:
+            raise ImproperlyConfigured("publish_message() would leave the event's transaction; use send()")
+        return await super().publish_message(fut, wait)
+
+    def _send_in(
+        self,
+        batch: Batch,
+        key: Any,
+        value: Any,
+        partition: int | None,
+        timestamp: float | None,
+        headers: Any,
+        callback: Callable[[FutureMessage], Any] | None,
+        **codecs: Any,
+    ) -> FutureMessage:
+        """Add the record to the batch; the future is done, the callback runs after the commit."""
         name = self.get_topic_name()
+        key_bytes, value_bytes, _, _, pairs = self._encode(key, value, headers, **codecs)
         timestamp_ms = None if timestamp is None else int(timestamp * 1000)
         batch.send(Output(name, key_bytes, value_bytes, partition, timestamp_ms, pairs))
-        if callback is None and partition is None and timestamp is None:
-            return self._sent
-        metadata = record_metadata(name, -1 if partition is None else partition, _OFFSET_UNKNOWN, timestamp)
+        message = PendingMessage(self, key_bytes, value_bytes, partition, timestamp, None, None, None, callback)
+        sent = FutureMessage(message)
+        sent.set_result(record_metadata(name, -1 if partition is None else partition, _OFFSET_UNKNOWN, timestamp))
         if callback is not None:
-            message = PendingMessage(self, key_bytes, value_bytes, partition, timestamp, None, None, None, callback)
-            batch.callbacks.append(partial(_call_back, FutureMessage(message), metadata))
-        return Sent(metadata)
+            batch.callbacks.append(partial(callback, sent))
+        return sent
 
     def _encode(
         self,
@@ -129,18 +161,12 @@ class Topic(faust.Topic):
         key_serializer: Any = None,
         value_serializer: Any = None,
         force: bool = False,
-    ) -> tuple[Any, Any, Any]:
-        """Key, value and headers as they go out; ``force`` is of no meaning here: nothing is attached to offsets."""
+    ) -> tuple[Any, Any, None, None, Any]:
+        """The parts of an `Output` behind the topic; ``force`` means nothing here: nothing is attached to offsets."""
         open_headers = None if headers is None else self.prepare_headers(headers)
         if self._text_keys and type(key) is str and key_serializer is None and schema is None:
             key_bytes: Any = key.encode()
         else:
             key_bytes, open_headers = self.prepare_key(key, key_serializer, schema, open_headers)
         value_bytes, open_headers = self.prepare_value(value, value_serializer, schema, open_headers)
-        return key_bytes, value_bytes, header_pairs(open_headers) or None
-
-
-def _call_back(message: FutureMessage, metadata: RecordMetadata) -> None:
-    message.set_result(metadata)
-    callback: Any = message.message.callback
-    callback(message)
+        return key_bytes, value_bytes, None, None, header_pairs(open_headers) or None

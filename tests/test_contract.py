@@ -65,6 +65,17 @@ def test_a_dead_letter_of_the_largest_record_fits() -> None:
     assert 900_000 < size_bytes < 1_000_000
 
 
+def test_a_dead_letter_of_a_record_with_huge_headers_fits() -> None:
+    """Raised in the middle of a delivery, the error would end the worker, and its successor, and so on."""
+
+    class Message:
+        topic, partition, offset, key, value, headers = "t", 0, 1, b"k", b"v", [("h", b"x" * 999_000)]
+
+    headers = dead_letter("", Message(), "code", "text", 1).headers
+    assert headers is not None
+    assert headers[0] == ("dlq.headers", b"dropped: too large")
+
+
 def test_the_checks_of_the_ledger_have_the_order_of_the_contract() -> None:
     """Of two reasons the first one counts."""
     transfer = Transfer("id", "same", "same", 5, "EUR")

@@ -206,6 +206,17 @@ def test_an_event_whose_agent_raises_is_delivered_again_and_then_set_aside(balan
     balances.check(set_aside=4)
 
 
+def test_actors_that_fail_together_do_not_end_the_worker(balances: Rig) -> None:
+    """One raises, and the others find their batch dropped: eight restarts at once, which mode takes for too many."""
+    worker = balances.worker(CONCURRENCY="8", SLEEP_S="0.2")
+    orders = dict.fromkeys(range(0, 100, 5), "sleep") | {52: "fail"}
+    balances.send(100, orders=orders)
+    wait_until(lambda: len(balances.read("dead-letters")) == 1, "the event is set aside", 120)
+    balances.wait_drained()
+    assert worker.alive
+    balances.stop()
+
+
 def test_an_event_that_no_agent_can_do_anything_with_harms_no_other(balances: Rig) -> None:
     """A record that no broker takes aborts its whole batch, again and again, unless its event is found and set aside."""
     balances.worker()

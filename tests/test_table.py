@@ -186,3 +186,14 @@ async def test_a_header_that_the_producer_would_refuse_is_the_events_fault(
     with pytest.raises(error):
         await topic.send(key="k", value=1, headers=headers)
     assert not hand.batch.outputs
+
+
+async def test_send_soon_joins_the_transaction_as_send_does(hand: Hand) -> None:
+    """Through Faust's buffer it would leave it: delivered again, the event's output would be there twice."""
+    topic = hand.app.topic("out", key_type=str, value_type=int)
+    hand.take()
+    sent = topic.send_soon(key="k", value=1)
+    assert sent.done()
+    assert [(output.key, output.value) for output in hand.batch.outputs] == [(b"k", b"1")]
+    with pytest.raises(ImproperlyConfigured, match="use send"):
+        await topic.publish_message(sent)

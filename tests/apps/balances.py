@@ -27,7 +27,7 @@ table = app.Table("balance", key_type=str, value_type=int, default=int)
 failed: set[int] = set()
 
 
-@app.agent(entries)
+@app.agent(entries, concurrency=int(os.environ.get("CONCURRENCY", "1")))
 async def add_up(stream):
     async for key, entry in stream.items():
         # A member that does not lead the group has to know it, too.
