@@ -22,7 +22,7 @@ from typing import Any
 from faust.types import TP
 
 from streams_app.errors import DeadBatchError
-from streams_app.session import Consumed, Output, Pin
+from streams_app.session import Consumed, Output, Pin, header_bytes
 from streams_app.store import TIME_BYTES, Store
 
 #: Kafka's own default for the size of a message, less its overhead: what is larger would abort the whole batch at produce.
@@ -157,19 +157,18 @@ class Batch:
 
 def check_output(output: Output) -> None:
     """Raise TypeError or ValueError for a record that the producer would refuse, with its whole batch, later."""
-    header_bytes = 0
-    for header in output.headers or ():
+    headers = output.headers or ()
+    for header in headers:
         name, value = header
         if not isinstance(name, str) or not isinstance(value, (bytes, str, type(None))):
             raise TypeError(f"{output.topic}: header {header!r}: a name is text, a value bytes, text or None")
-        header_bytes += len(name) + len(value or b"")
     if output.partition is not None and output.partition < 0:
         raise ValueError(f"{output.topic} has no partition {output.partition}")
-    check_size(output.topic, output.key, output.value, header_bytes)
+    check_size(output.topic, output.key, output.value, header_bytes(headers))
 
 
-def check_size(topic: str, key: bytes | None, value: bytes | None, header_bytes: int = 0) -> None:
+def check_size(topic: str, key: bytes | None, value: bytes | None, more_bytes: int = 0) -> None:
     """Raise ValueError for a record that no broker with default settings takes."""
-    size_bytes = len(key or b"") + len(value or b"") + header_bytes
+    size_bytes = len(key or b"") + len(value or b"") + more_bytes
     if size_bytes > MAX_RECORD_BYTES:
         raise ValueError(f"a record for {topic} has {size_bytes} bytes; at most {MAX_RECORD_BYTES} fit into a message")

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from streams_app.batch import MAX_RECORD_BYTES
 from streams_app.events import current_event
-from streams_app.session import Output, header_pairs
+from streams_app.session import Output, header_bytes, header_pairs
 
 TOPIC = "dead-letters"
 _MESSAGE_CHARS = 500
@@ -28,7 +28,7 @@ class Message(Protocol):
 def dead_letter(prefix: str, message: Message, code: str, text: str, attempts: int) -> Output:
     """The record of the dead-letter topic for ``message``: key, value and headers as they came, and why."""
     came_with = header_pairs(message.headers)
-    if sum(len(name) + len(value or b"") for name, value in came_with) > _MOST_HEADER_BYTES:
+    if header_bytes(came_with) > _MOST_HEADER_BYTES:
         came_with = [("dlq.headers", b"dropped: too large")]
     headers = [
         *came_with,
@@ -40,9 +40,7 @@ def dead_letter(prefix: str, message: Message, code: str, text: str, attempts: i
         ("dlq.attempts", str(attempts).encode()),
     ]
     # A record that fitted as it came may not fit with our headers; a cut one tells more than none.
-    room_bytes = max(
-        0, MAX_RECORD_BYTES - _ENVELOPE_BYTES - sum(len(name) + len(value or b"") for name, value in headers)
-    )
+    room_bytes = max(0, MAX_RECORD_BYTES - _ENVELOPE_BYTES - header_bytes(headers))
     key = None if message.key is None else message.key[:room_bytes]
     value = None if message.value is None else message.value[: room_bytes - len(key or b"")]
     return Output(prefix + TOPIC, key, value, headers=headers)

@@ -95,8 +95,9 @@ class Engine(Service):
         self._session = Session(
             config, f"{app.conf.id}-{app.slot.name}", timeout_s=app.settings.transaction_timeout_ms / 1000
         )
+        self._offsets = Offsets(config, app.conf.id)
         self._start_of_partitions = Start(
-            Offsets(config, app.conf.id),
+            self._offsets,
             self._session,
             partial(fence, config, self._session),
             app.kafka.aiokafka(),
@@ -243,7 +244,7 @@ class Engine(Service):
 
     def _open_stores(self, changelogs: set[TP]) -> None:
         """In the thread: close the stores of partitions that are gone, open those that came."""
-        topic_ids = self._start_of_partitions.topic_ids({tp.topic for tp in changelogs})
+        topic_ids = self._offsets.topic_ids({tp.topic for tp in changelogs})
         for tp in self._stores.keys() - changelogs:
             self._stores.pop(tp).close()
         for tp in changelogs:
@@ -295,9 +296,9 @@ class Engine(Service):
     def _blame(self, batch: Batch) -> None:
         """A record of this batch is one that no broker takes: find the event that sent it, by halves, and count it."""
         self._drop(batch)
-        if batch.records == 1 and batch.set_aside:
-            raise ConfigurationError(f"the brokers refuse a dead letter; they must take it: {batch.set_aside[0]}")
         if batch.records == 1:
+            if batch.set_aside:
+                raise ConfigurationError(f"the brokers refuse a dead letter; they must take it: {batch.set_aside[0]}")
             # Told by the producer or the broker, of the record itself: trying again would change nothing.
             assert batch.first is not None
             self._attempts[batch.first] = self.app.settings.max_attempts

@@ -83,16 +83,16 @@ class Offsets:
             if waited_s > timeout_s:
                 raise KafkaUnreachable(f"transactions on {sorted(missing)} are still pending after {timeout_s:g} s")
             if waited_s > _FENCE_AFTER_S:
-                for owner in self.owners(missing) - fenced:
+                for owner in set(self.owners(missing).values()) - fenced:
                     fenced.add(owner)
                     fence(owner.transactional_id)
             time.sleep(_POLL_S)
         return found
 
-    def owners(self, partitions: Iterable[TP] | None) -> set[Owner]:
+    def owners(self, partitions: Iterable[TP] | None = None) -> dict[TP, Owner]:
         """Who committed the offsets of ``partitions``, or of all that the group has, last, pending or not."""
-        committed = self._committed(partitions, require_stable=False).values()
-        return {each.owner for each in committed if each is not None and each.owner is not None}
+        committed = self._committed(partitions, require_stable=False)
+        return {tp: each.owner for tp, each in committed.items() if each is not None and each.owner is not None}
 
     def members(self) -> set[str]:
         """The ids of the group's live members."""

@@ -111,6 +111,11 @@ def header_pairs(headers: Any) -> list[Any]:
     return list(headers.items()) if isinstance(headers, Mapping) else list(headers)
 
 
+def header_bytes(pairs: Iterable[tuple[str, Any]]) -> int:
+    """What headers, as pairs, take of a message."""
+    return sum(len(name) + len(value or b"") for name, value in pairs)
+
+
 def group_metadata(pin: Pin) -> bytes:
     """The pin as librdkafka serialises it."""
     if not pin.is_valid:

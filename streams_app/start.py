@@ -56,10 +56,6 @@ class Start:
         self._restore_config = restore_config
         self._from_latest = from_latest
 
-    def topic_ids(self, topics: Iterable[str]) -> dict[str, str]:
-        """See `Offsets.topic_ids`."""
-        return self._offsets.topic_ids(topics)
-
     def run(self, pin: Pin, inputs: list[TP], stores: Mapping[TP, Store], cancelled: Callable[[], bool]) -> Started:
         """Start ``inputs``, and the ``stores`` by their changelog partitions.
 
@@ -86,13 +82,14 @@ class Start:
         Their pending offsets would be noticed, and waited for. But a worker can die before it has sent offsets: then its
         outputs and changelog records hold up every reader behind them until the broker times the transaction out.
         """
-        owners = self._offsets.owners(inputs)
-        if not owners:
+        owners = self._offsets.owners()
+        if not owners.keys() & set(inputs):
             return
         members = self._offsets.members()
         # A restarted worker has its predecessor's transactional id, and may have claimed partitions with it already.
-        living = {owner.transactional_id for owner in self._offsets.owners(None) if owner.member_id in members}
-        dead = {owner.transactional_id for owner in owners if owner.member_id not in members}
+        living = {owner.transactional_id for owner in owners.values() if owner.member_id in members}
+        ours = [owners[tp] for tp in inputs if tp in owners]
+        dead = {owner.transactional_id for owner in ours if owner.member_id not in members}
         for transactional_id in dead - living:
             self._fence(transactional_id)
 
