@@ -19,6 +19,8 @@ from streams_app.dead_letters import set_aside
 from streams_app.partitioning import partition_of
 
 app = App("streams-app", processing_guarantee="exactly_once", autodiscover=["agents"])
+at_least_once = app.sibling("at_least_once")
+at_most_once = app.sibling("at_most_once")
 register(app)
 
-__all__ = ["App", "app", "partition_of", "set_aside"]
+__all__ = ["App", "app", "at_least_once", "at_most_once", "partition_of", "set_aside"]

@@ -14,7 +14,7 @@ from streams_app.events import Event
 from streams_app.faust_adapter import Agent, Assignor, Consumer, HostApp, Stream, Supervisor, TableManager
 from streams_app.kafka import KafkaAddress
 from streams_app.provision import TopicSpec, create_topics
-from streams_app.settings import Settings
+from streams_app.settings import GUARANTEES, Settings
 from streams_app.slot import Slot, acquire
 from streams_app.topics import Topic
 
@@ -23,7 +23,7 @@ _CHANGELOG_CONFIG = {"delete.retention.ms": str(24 * 60 * 60 * 1000)}
 
 
 class App(HostApp):
-    """A Faust app whose ``processing_guarantee="exactly_once"`` holds.
+    """A Faust app whose ``processing_guarantee`` holds: exactly once, at least once or at most once.
 
     Topic names, group, changelogs and transactional ids begin with the settings' ``kafka_prefix``.
     """
@@ -36,13 +36,16 @@ class App(HostApp):
         *,
         settings: Settings | None = None,
         processing_guarantee: str = "exactly_once",
+        main: App | None = None,
         **options: Any,
     ) -> None:
-        if processing_guarantee != "exactly_once":
-            raise ImproperlyConfigured(
-                f"processing_guarantee={processing_guarantee!r}: only exactly_once is supported yet"
-            )
+        if processing_guarantee not in GUARANTEES:
+            raise ImproperlyConfigured(f"processing_guarantee={processing_guarantee!r} is none of {GUARANTEES}")
+        self.guarantee = processing_guarantee
         self.settings = settings or Settings.from_env()
+        self._id = id
+        self._main = main
+        self._siblings: dict[str, App] = {}
         #: Set from KAFKA_URL; the worker sets it to the embedded Kafka where that is unset.
         self.kafka = KafkaAddress.parse(self.settings.kafka_url or "kafka://127.0.0.1:9092")
         self.declared: dict[str, Topic] = {}
@@ -50,7 +53,8 @@ class App(HostApp):
             f"{self.settings.kafka_prefix}{id}",
             **{
                 "broker": self.kafka.urls,
-                "processing_guarantee": processing_guarantee,
+                # Faust knows no third one; of its own it asks only whether there are transactions.
+                "processing_guarantee": "exactly_once" if processing_guarantee == "exactly_once" else "at_least_once",
                 "datadir": str(self.settings.datadir),
                 "store": "memory://",
                 "topic_partitions": self.settings.topic_partitions,
@@ -72,15 +76,74 @@ class App(HostApp):
             },
         )
 
+    def sibling(self, guarantee: str) -> App:
+        """The app of another guarantee in the same worker: its own group, tables and commit; made at the first call.
+
+        Raises:
+            ImproperlyConfigured: ``guarantee`` is none, or this app's own, or this app is a sibling itself.
+        """
+        if self._main is not None or guarantee == self.guarantee:
+            raise ImproperlyConfigured(
+                f"{self.conf.id} has no sibling of guarantee {guarantee!r}; ask the main app for another"
+            )
+        if guarantee not in self._siblings:
+            self._siblings[guarantee] = type(self)(
+                f"{self._id}-{guarantee.replace('_', '-')}",
+                settings=self.settings,
+                processing_guarantee=guarantee,
+                main=self,
+                autodiscover=False,
+                web_enabled=False,
+            )
+        return self._siblings[guarantee]
+
+    @property
+    def family(self) -> tuple[App, ...]:
+        """The main app and its siblings."""
+        main = self._main or self
+        return main, *main._siblings.values()
+
+    @property
+    def selected(self) -> bool:
+        """Whether this process runs the guarantee (``STREAMS_APP_GUARANTEES``)."""
+        return self.guarantee in self.settings.guarantees
+
+    @property
+    def runs_here(self) -> bool:
+        """Whether this process reads input for the app: it was selected, and has agents."""
+        return self.selected and bool(self.agents)
+
+    def on_init_dependencies(self) -> Any:
+        """Faust's parts of this app, as far as they run here, and the siblings."""
+        self.producer_only = not self.runs_here
+        siblings = [app for app in self._siblings.values() if app.selected]
+        return [*super().on_init_dependencies(), *siblings]
+
+    async def on_started(self) -> None:
+        """A sibling must not keep the next one waiting until its tables are restored."""
+        if self._main is None:
+            await super().on_started()
+        else:
+            self.add_future(super().on_started())
+
+    async def _wait_for_table_recovery_completed(self) -> bool:
+        return self.runs_here and await super()._wait_for_table_recovery_completed()
+
+    async def on_started_init_extra_tasks(self) -> None:
+        """Timers and tasks of a guarantee that runs elsewhere run there."""
+        if self.selected:
+            await super().on_started_init_extra_tasks()
+
     def use_kafka(self, address: KafkaAddress) -> None:
-        """Go to another Kafka than the settings said; before anything is started."""
-        if address == self.kafka:
-            return
-        self.kafka = address
-        with warnings.catch_warnings():
-            # Faust warns of parts that still use the old address: ours ask `kafka`, only the banner asks `broker`.
-            warnings.simplefilter("ignore")
-            self.conf.broker = cast(Any, address.urls)
+        """Go, with the whole family, to another Kafka than the settings said; before anything is started."""
+        for app in self.family:
+            if app.kafka == address:
+                continue
+            app.kafka = address
+            with warnings.catch_warnings():
+                # Faust warns of parts that still use the old address: ours ask `kafka`, only the banner asks `broker`.
+                warnings.simplefilter("ignore")
+                app.conf.broker = cast(Any, address.urls)
 
     @cached_property
     def engine(self) -> Engine:
@@ -89,7 +152,7 @@ class App(HostApp):
 
     async def on_first_start(self) -> None:
         """Take the slot; Faust's own folders are not needed."""
-        if not self.client_only:
+        if self.runs_here and not self.client_only:
             self.slot = acquire(self.settings.datadir, self.conf.id, self.settings.slot)
 
     async def maybe_start_producer(self) -> Any:

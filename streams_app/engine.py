@@ -231,10 +231,11 @@ class Engine(Service):
         self._positions = {TP(*tp): offset for tp, offset in started.positions.items()}
         await self.app.input.seek_all(self._positions)
         self.log.info(
-            "%d partitions started in %.2f s, %d records restored (generation %d)",
+            "%d partitions started in %.2f s, %d records restored (%s, generation %d)",
             len(inputs),
             time.monotonic() - started_s,
             started.restored_records,
+            self.app.guarantee,
             assignment.pin.generation,
         )
         self.app.flow_control.resume()

@@ -604,5 +604,6 @@ class HostApp(faust.App):
         self.engine.on_agent_error(agent.name, exc)
 
     async def _stop_consumer(self) -> None:
-        if not (self.client_only or self.producer_only):
-            await self.engine.finish()
+        family = cast("App", self).family
+        # The main app stops first: all of them at the same time, or their patience would add up.
+        await asyncio.gather(*(app.engine.finish() for app in family if app.runs_here and not app.client_only))

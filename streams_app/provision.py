@@ -38,7 +38,12 @@ class Finding(NamedTuple):
 
 
 def required_topics(app: App) -> list[TopicSpec]:
-    """All topics of the app: declared ones, changelogs, and the one for dead letters."""
+    """All topics of the app and its siblings: declared ones, changelogs, and the one for dead letters."""
+    specs = {spec.name: spec for each in app.family for spec in _topics_of(each)}
+    return list(specs.values())
+
+
+def _topics_of(app: App) -> list[TopicSpec]:
     settings = app.settings
 
     def spec(name: str, partitions: int | None, config: dict[str, str]) -> TopicSpec:

@@ -12,6 +12,9 @@ from pathlib import Path
 
 from streams_app.errors import ConfigurationError
 
+#: In the order in which they cost.
+GUARANTEES = ("exactly_once", "at_least_once", "at_most_once")
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -19,6 +22,8 @@ class Settings:
 
     kafka_url: str | None = None
     kafka_prefix: str = ""
+    #: Those that this process runs; a process runs all agents of a guarantee or none.
+    guarantees: tuple[str, ...] = GUARANTEES
     slot: str | None = None
     #: Of the web server; None: 6066 or the next free one.
     port: int | None = None
@@ -60,6 +65,7 @@ class Settings:
         return cls(
             kafka_url=env.get("KAFKA_URL") or None,
             kafka_prefix=env.get("KAFKA_PREFIX", ""),
+            guarantees=_guarantees(env.get("STREAMS_APP_GUARANTEES")),
             slot=env.get("STREAMS_APP_SLOT") or env.get("DYNO") or None,
             port=number("PORT", 0) or None,
             datadir=Path(env.get("STREAMS_APP_DATADIR") or defaults.datadir),
@@ -73,3 +79,13 @@ class Settings:
             topic_replication=number("STREAMS_APP_TOPIC_REPLICATION", defaults.topic_replication),
             remember_ids_s=number("STREAMS_APP_REMEMBER_IDS_S", defaults.remember_ids_s),
         )
+
+
+def _guarantees(text: str | None) -> tuple[str, ...]:
+    named = {each.strip() for each in (text or "").split(",") if each.strip()}
+    unknown = named - set(GUARANTEES)
+    if unknown:
+        raise ConfigurationError(
+            f"STREAMS_APP_GUARANTEES names {', '.join(sorted(unknown))}; it is a comma list of {', '.join(GUARANTEES)}"
+        )
+    return tuple(each for each in GUARANTEES if not named or each in named)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import socket
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import faust
 from confluent_kafka import KafkaException
@@ -14,6 +14,9 @@ from streams_app.embedded import EmbeddedKafka, shown_progress
 from streams_app.errors import KafkaUnreachable
 from streams_app.kafka import KafkaAddress
 from streams_app.provision import create_topics, required_topics
+
+if TYPE_CHECKING:
+    from streams_app.application import App
 
 _FIRST_PORT = 6066
 
@@ -44,6 +47,12 @@ class Worker(faust.Worker):
             raise KafkaUnreachable(f"the topics could not be created: {error.args[0].str()}") from error
         if app.conf.web_enabled and not app.settings.port:
             app.conf.web_port = _free_port(app.conf.web_bind)
+
+    async def on_start(self) -> None:
+        """See `faust.Worker`."""
+        await super().on_start()
+        for app in cast("App", self.app).family:
+            app.in_worker = True
 
     def stop_and_shutdown(self) -> None:
         """See `faust.Worker`; the embedded Kafka is left last, when all clients of it are closed."""
