@@ -16,14 +16,20 @@ from __future__ import annotations
 
 import asyncio
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
-from typing import Any
+from operator import attrgetter
+from typing import TYPE_CHECKING
 
-from faust.types import TP
+from faust.types import TP, Message
 
 from streams_app.errors import DeadBatchError
+from streams_app.outbox import Outbox
 from streams_app.session import Consumed, Output, Pin, header_bytes
 from streams_app.store import TIME_BYTES, Store
+
+if TYPE_CHECKING:
+    from streams_app.events import Event
 
 #: Kafka's own default for the size of a message, less its overhead: what is larger would abort the whole batch at produce.
 MAX_RECORD_BYTES = 1_000_000 - 512
@@ -70,31 +76,37 @@ class Overlay:
 class Batch:
     """The events between two barriers; see the module."""
 
-    def __init__(self, pin: Pin) -> None:
+    def __init__(self, pin: Pin, outbox: Outbox | None = None, *, redelivers: bool = True) -> None:
+        """With an ``outbox`` outputs leave at once, instead of with the commit."""
         self.pin = pin
+        self._outbox = outbox
+        #: Whether an event that failed is delivered again, with its whole batch.
+        self.redelivers = redelivers
         #: Next offset to read of each input partition, once this batch is committed.
-        self.consumed: dict[tuple[str, int], int] = {}
+        self.consumed: dict[TP, int] = {}
         self.outputs: list[Output] = []
         self.overlays: dict[tuple[str, int], Overlay] = {}
         #: Run on the main thread after the commit.
         self.callbacks: list[Callable[[], None]] = []
-        #: Records fetched, and where the first of them is from.
-        self.records = 0
-        self.first: tuple[TP, int] | None = None
-        #: What was made of them: one event for each agent that reads the topic.
-        self.events = 0
+        #: Records fetched, by partition in their order.
+        self.messages: dict[TP, list[Message]] = {}
+        #: What was made of them, in the order of delivery: one event for each agent that reads the topic.
+        self.events: list[Event] = []
         self.pending = 0
+        #: Events that were neither done nor delivered again; at most once only.
+        self.given_up = 0
         self.dead = False
         self.sealed = False
-        #: Events set aside, by what is said of them.
-        self.set_aside: list[str] = []
+        #: Records set aside, by where they are from, with their dead letters.
+        self.set_aside: dict[tuple[TP, int], Output] = {}
         #: The event whose agent raised.
-        self.failure: Any = None
+        self.failure: Event | None = None
         self._changed = asyncio.Event()
 
-    def add(self) -> None:
+    def add(self, event: Event) -> None:
         """Count an event that is on its way to an agent."""
-        self.events += 1
+        event.batch = self
+        self.events.append(event)
         self.pending += 1
 
     def done(self) -> None:
@@ -103,11 +115,51 @@ class Batch:
         if not self.pending:
             self._changed.set()
 
-    def fail(self, event: Any) -> None:
-        """An agent raised on ``event``: the whole batch will be delivered again."""
-        if self.failure is None and not self.dead:
+    def fail(self, event: Event) -> None:
+        """An agent did not get through with ``event``: the whole batch is delivered again, or that event given up."""
+        if self.dead:
+            return
+        if not self.redelivers:
+            self.given_up += 1
+            event.ack()
+        elif self.failure is None:
             self.failure = event
             self._changed.set()
+
+    def withdraw(self) -> dict[TP, list[Message]]:
+        """Take back, of each partition, what lies behind the last event that an agent has begun; it counts as not fetched.
+
+        Called where no agent runs: on the event loop, without waiting.
+        """
+        begun: dict[TP, int] = {}
+        for event in self.events:
+            if event.taken:
+                begun[event.message.tp] = event.message.offset
+        withdrawn = {}
+        for event in self.events:
+            message = event.message
+            if event.taken or message.offset <= begun.get(message.tp, -1):
+                continue
+            event.withdrawn = True
+            self.pending -= 1
+            if message.tp not in withdrawn:
+                withdrawn[message.tp] = self._cut(message.tp, message.offset)
+        self.events = [event for event in self.events if not event.withdrawn]
+        if not self.pending:
+            self._changed.set()
+        return withdrawn
+
+    def _cut(self, tp: TP, end: int) -> list[Message]:
+        messages = self.messages[tp]
+        at = bisect_left(messages, end, key=attrgetter("offset"))
+        self.messages[tp], cut = messages[:at], messages[at:]
+        if at:
+            self.consumed[tp] = end
+        else:
+            del self.consumed[tp]
+        for message in cut:
+            self.set_aside.pop((tp, message.offset), None)
+        return cut
 
     async def settled(self) -> None:
         """Wait until every delivered event is done, or one has failed."""
@@ -119,7 +171,7 @@ class Batch:
         """Declare the batch dead and forget its writes and outputs."""
         self.dead = True
         # New ones, not cleared ones: a commit that is under way must see all of them, or its transaction is torn.
-        self.outputs, self.overlays, self.callbacks = [], {}, []
+        self.outputs, self.overlays, self.callbacks, self.events = [], {}, [], []
         self._changed.set()
 
     def seal(self) -> None:
@@ -140,7 +192,10 @@ class Batch:
         """Add a record to what the transaction will produce."""
         self.check_alive()
         check_output(output)
-        self.outputs.append(output)
+        if self._outbox is None:
+            self.outputs.append(output)
+        else:
+            self._outbox.produce(output)
 
     def overlay(self, table: str, partition: int, new: Callable[[], Overlay]) -> Overlay:
         """The batch's view of one partition of a table."""

@@ -21,13 +21,13 @@ class Claim(NamedTuple):
 
     @property
     def text(self) -> str:
-        """The metadata."""
-        return f"{self.member_id} {self.began} {self.given_up}"
+        """The metadata; with a zero byte at its end, as librdkafka writes it and, reading it, relies on."""
+        return f"{self.member_id} {self.began} {self.given_up}\0"
 
     @classmethod
     def parse(cls, metadata: str | None) -> Self | None:
         """The claim that ``metadata`` holds; None: it was not written by us."""
-        parts = (metadata or "").split(" ")
+        parts = (metadata or "").rstrip("\0").split(" ")
         if len(parts) != 3 or not (parts[1].isdecimal() and parts[2].isdecimal()):
             return None
         return cls(parts[0], int(parts[1]), int(parts[2]))

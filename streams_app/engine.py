@@ -7,8 +7,12 @@
                      └── after trouble with the brokers: drop the batch, start anew
                              after an agent raised: drop the batch, rewind, deliver again
 
-One decider: rebalance callbacks only mark the assignment as revoked or lost; whether a batch commits is decided in `_finish`
-and nowhere else. Everything that blocks (librdkafka, RocksDB) runs in one thread, one call after the other.
+The same for all guarantees; what differs is done by guarantees.py. One decider: rebalance callbacks only mark the assignment
+as revoked or lost; whether a batch commits is decided in `_finish` and nowhere else. Everything that blocks (librdkafka,
+RocksDB) runs in one thread, one call after the other.
+
+A batch never waits for more than the events that agents have in hand: when its interval is over, or its partitions are
+revoked, what no agent has begun is taken back, and comes again with a later batch.
 """
 
 from __future__ import annotations
@@ -20,18 +24,15 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
-from uuid import uuid4
 
 from aiokafka.errors import KafkaError as AioKafkaError
 from confluent_kafka import KafkaException
 from faust.exceptions import ImproperlyConfigured
-from faust.types import TP
-from faust.types.tuples import Message
+from faust.types import TP, Message
 from mode import Service
 
 from streams_app.batch import Batch
 from streams_app.codecs import UndecodableError
-from streams_app.commit import commit
 from streams_app.dead_letters import dead_letter
 from streams_app.errors import (
     BatchError,
@@ -43,8 +44,8 @@ from streams_app.errors import (
 )
 from streams_app.events import Event, current_event
 from streams_app.faust_adapter import Assignment, Fetched, routes_of
+from streams_app.guarantees import AtLeastOnce, AtLeastOnceUnfenced, AtMostOnce, ExactlyOnce, Guarantee
 from streams_app.offsets import Offsets
-from streams_app.session import Session
 from streams_app.start import Start
 from streams_app.store import Store, store_path
 
@@ -58,8 +59,6 @@ _FIRST_CHUNK_EVENTS, _LARGEST_CHUNK_EVENTS = 128, 4_096
 #: Outputs and table writes wait in memory until the barrier: at this many the batch is full.
 _BATCH_MAX_OUTPUTS = 200_000
 _RETRY_S, _LONGEST_RETRY_S = 0.1, 5.0
-#: A second fence within this time means that somebody else runs under our transactional id: take a fresh one.
-_FENCE_WINDOW_S = 60.0
 _FINISH_S = 8.0
 
 
@@ -84,7 +83,8 @@ class Engine(Service):
         self._chunk_events = _FIRST_CHUNK_EVENTS
         #: While a record is looked for that no broker takes, a batch has one chunk.
         self._one_chunk = False
-        self._fenced_at_s = -_FENCE_WINDOW_S
+        #: What was taken back from a batch, for the next one.
+        self._withheld: Fetched | None = None
         self._retry_s = _RETRY_S
         self._stores: dict[TP, Store] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="commit")
@@ -92,17 +92,25 @@ class Engine(Service):
     async def on_start(self) -> None:
         app = self.app
         config = app.kafka.librdkafka()
-        self._session = Session(
-            config, f"{app.conf.id}-{app.slot.name}", timeout_s=app.settings.transaction_timeout_ms / 1000
-        )
+        self._guarantee = self._new_guarantee(config, app.settings.transaction_timeout_ms / 1000)
         self._offsets = Offsets(config, app.conf.id)
         self._start_of_partitions = Start(
             self._offsets,
-            self._session,
-            partial(fence, config, self._session),
+            self._guarantee,
             app.kafka.aiokafka(),
             from_latest=str(app.conf.consumer_auto_offset_reset) == "latest",
         )
+
+    def _new_guarantee(self, config: dict[str, Any], timeout_s: float) -> Guarantee:
+        app = self.app
+        name = f"{app.conf.id}-{app.slot.name}"
+        if app.guarantee == "exactly_once":
+            return ExactlyOnce(config, name, timeout_s)
+        if app.guarantee == "at_most_once":
+            return AtMostOnce(config, app.input.commit_once, timeout_s, self.figures)
+        if app.settings.at_least_once_fenced:
+            return AtLeastOnce(config, name, timeout_s)
+        return AtLeastOnceUnfenced(config, app.input.commit_once, timeout_s)
 
     async def finish(self) -> None:
         """Commit what is in hand and take nothing new; bounded."""
@@ -116,7 +124,7 @@ class Engine(Service):
 
     async def on_stop(self) -> None:
         self._thread.shutdown(wait=True)
-        self._session.close()
+        self._guarantee.close()
         for store in self._stores.values():
             store.close()
         self._stores.clear()
@@ -156,9 +164,14 @@ class Engine(Service):
         if batch.dead or batch.sealed or batch.failure is not None:
             return  # the batch is dropped already, for the fault of another event
         at = event.message.tp, event.message.offset
-        self._attempts[at] += 1
-        self._last_words[at] = f"{agent}: {type(error).__name__}: {error}"
-        batch.fail(event)
+        words = f"{agent}: {type(error).__name__}: {error}"
+        if self._guarantee.redelivers:
+            self._attempts[at] += 1
+            self._last_words[at] = words
+            batch.fail(event)
+        else:
+            self._set_aside(batch, event.message, "agent_error", words, attempts=1)
+            event.ack()
 
     # -- The coroutine.
 
@@ -181,6 +194,8 @@ class Engine(Service):
             try:
                 await self._start_partitions(assignment)
                 await self._work(assignment)
+                if not assignment.lost:
+                    await self._in_thread(self._guarantee.rest, self._positions, assignment.pin)
             except PartitionsLost as error:
                 self.log.info("partitions lost: %s", error)
                 assignment.lost = True
@@ -194,21 +209,9 @@ class Engine(Service):
                 name = type(error).__name__
                 self.log.warning("starting the partitions anew in %g s, after %s: %s", self._retry_s, name, error)
                 self.figures[name] += 1
-                self._keep_apart()
+                self._guarantee.after_trouble()
                 await self._first_of(assignment.over.wait(), asyncio.sleep(self._retry_s))
                 self._retry_s = min(2 * self._retry_s, _LONGEST_RETRY_S)
-
-    def _keep_apart(self) -> None:
-        """A second fence within a minute: somebody else runs under our transactional id (a copied slot). Leave it to them."""
-        if not self._session.fenced:
-            return
-        now_s = time.monotonic()
-        if now_s - self._fenced_at_s < _FENCE_WINDOW_S:
-            self._session.rename(f"{self.app.conf.id}-{self.app.slot.name}-{uuid4().hex[:8]}")
-            self.log.error(
-                "fenced twice: another worker uses the same slot name; going on as %s", self._session.transactional_id
-            )
-        self._fenced_at_s = now_s
 
     def _is_over(self, assignment: Assignment) -> bool:
         return assignment.over.is_set() or self._finishing.is_set() or self.should_stop
@@ -229,7 +232,7 @@ class Engine(Service):
         )
         self._show_stores(changelogs)
         self._positions = {TP(*tp): offset for tp, offset in started.positions.items()}
-        await self.app.input.seek_all(self._positions)
+        await self._rewind()
         self.log.info(
             "%d partitions started in %.2f s, %d records restored (%s, generation %d)",
             len(inputs),
@@ -271,20 +274,27 @@ class Engine(Service):
             fetched = await self._fetch(assignment, _FETCH_WAIT_MS)
             if fetched is None:
                 continue
-            batch = Batch(fetched.pin)
+            batch = self._guarantee.new_batch(fetched.pin)
             try:
-                if fetched.records:
+                if fetched.messages:
                     await self._fill(batch, fetched, assignment)
                 else:
                     self._skip_markers(batch, fetched)
                 if batch.consumed:
                     await self._finish(batch, assignment)
+                if not fetched.messages:
+                    await self._in_thread(self._guarantee.rest, self._positions, assignment.pin)
             except OutputRefused:
                 self._blame(batch)
                 raise
             except BaseException:
                 self._drop(batch)
                 raise
+
+    async def _rewind(self) -> None:
+        """Read again from the positions; nothing that was fetched ahead, or taken back, counts."""
+        self._withheld = None
+        await self.app.input.seek_all(self._positions)
 
     def _skip_markers(self, batch: Batch, fetched: Fetched) -> None:
         """The input is idle: commit the positions behind the markers of the last transactions in it.
@@ -297,23 +307,27 @@ class Engine(Service):
     def _blame(self, batch: Batch) -> None:
         """A record of this batch is one that no broker takes: find the event that sent it, by halves, and count it."""
         self._drop(batch)
-        if batch.records == 1:
-            if batch.set_aside:
-                raise ConfigurationError(f"the brokers refuse a dead letter; they must take it: {batch.set_aside[0]}")
+        records = [message for messages in batch.messages.values() for message in messages]
+        if len(records) == 1:
+            at = records[0].tp, records[0].offset
+            if at in batch.set_aside:
+                raise ConfigurationError(f"the brokers refuse a dead letter, of {at}; they must take it")
             # Told by the producer or the broker, of the record itself: trying again would change nothing.
-            assert batch.first is not None
-            self._attempts[batch.first] = self.app.settings.max_attempts
-            self._last_words[batch.first] = "the brokers refuse a record that was sent for this event"
-        self._chunk_events = max(1, min(self._chunk_events, batch.records) // 2)
+            self._attempts[at] = self.app.settings.max_attempts
+            self._last_words[at] = "the brokers refuse a record that was sent for this event"
+        self._chunk_events = max(1, min(self._chunk_events, len(records)) // 2)
         self._one_chunk = True
 
     async def _fetch(self, assignment: Assignment, wait_ms: int) -> Fetched | None:
         """Records, or None if the assignment ended first."""
+        if self._withheld is not None:
+            withheld, self._withheld = self._withheld, None
+            return withheld
         partitions = list(self._positions)
         if not partitions:
             await self._first_of(assignment.over.wait(), self._finishing.wait())
             return None
-        fetch = asyncio.ensure_future(self.app.input.fetch(partitions, wait_ms, self._chunk_events))
+        fetch = asyncio.ensure_future(self.app.input.fetch(partitions, wait_ms, self._most_events()))
         await self._first_of(fetch, assignment.over.wait(), self._finishing.wait())
         # Records of a fetch that was cut short are not lost: whoever owns the partition next starts at a stable offset.
         return fetch.result() if fetch.done() and not fetch.cancelled() else None
@@ -326,8 +340,12 @@ class Engine(Service):
             if fetched.pin != batch.pin:
                 raise PartitionsLost(f"fetched under {fetched.pin}, into a batch of {batch.pin}")
             chunk_started_s = time.monotonic()
+            batch.consumed.update((tp, fetched.positions[tp]) for tp in fetched.messages)
+            if self._guarantee.claims_first:
+                self._check_committable(batch, assignment)
+                await self._in_thread(self._guarantee.take, batch, self._positions)
             self._deliver(batch, fetched)
-            await self._settle(batch, assignment)
+            await self._settle(batch, fetched, assignment, until_s)
             now_s = time.monotonic()
             self._adapt_chunk(now_s - chunk_started_s, interval_s)
             if batch.pending or batch.failure or fetched.drained or now_s >= until_s or self._is_full(batch):
@@ -335,43 +353,36 @@ class Engine(Service):
             fetched = await self._fetch(assignment, int((until_s - now_s) * 1000))
 
     def _adapt_chunk(self, took_s: float, interval_s: float) -> None:
-        """Slow agents get few events at a time, so that a batch stays near its interval; quick ones many."""
+        """Slow agents get few events at a time, so that little is taken back; quick ones many."""
         if took_s > interval_s:
             self._chunk_events = max(1, self._chunk_events // 2)
         elif took_s < interval_s / 4 and not self._one_chunk:
             self._chunk_events = min(2 * self._chunk_events, _LARGEST_CHUNK_EVENTS)
 
+    def _most_events(self) -> int:
+        return min(self._chunk_events, self._batch_max_events)
+
+    @property
+    def _batch_max_events(self) -> int:
+        settings = self.app.settings
+        return settings.at_most_once_batch_max_events if self._guarantee.claims_first else settings.batch_max_events
+
     def _is_full(self, batch: Batch) -> bool:
         return (
             self._one_chunk
-            or batch.events >= self.app.settings.batch_max_events
+            or self._guarantee.claims_first
+            or len(batch.events) >= self._batch_max_events
             or len(batch.outputs) >= _BATCH_MAX_OUTPUTS
         )
 
     def _deliver(self, batch: Batch, fetched: Fetched) -> None:
         """Put the records, as events of the batch, into the queues of the agents."""
-        app, generation = self.app, fetched.pin.generation
-        for tp, records in fetched.records.items():
+        app = self.app
+        for tp, messages in fetched.messages.items():
             routes = routes_of(app, tp)
-            for record in records:
-                message = Message(
-                    tp.topic,
-                    tp.partition,
-                    record.offset,
-                    record.timestamp / 1000,
-                    record.timestamp_type,
-                    record.headers,
-                    record.key,
-                    record.value,
-                    None,
-                    record.serialized_key_size,
-                    record.serialized_value_size,
-                    tp,
-                    generation_id=generation,
-                )
-                batch.records += 1
-                batch.first = batch.first or (tp, record.offset)
-                reason = self._reason_to_set_aside(tp, record.offset) if self._attempts else None
+            batch.messages.setdefault(tp, []).extend(messages)
+            for message in messages:
+                reason = self._reason_to_set_aside(tp, message.offset) if self._attempts else None
                 if reason is not None:
                     self._set_aside(batch, message, *reason)
                     continue
@@ -381,11 +392,9 @@ class Engine(Service):
                     self._set_aside(batch, message, error.code, str(error), 1)
                     continue
                 for (key, value), (_, put) in zip(decoded, routes, strict=True):
-                    event = Event(app, key, value, record.headers, message)
-                    event.batch = batch
-                    batch.add()
+                    event = Event(app, key, value, message.headers, message)
+                    batch.add(event)
                     put(event)
-            batch.consumed[tp] = fetched.positions[tp]
 
     def _reason_to_set_aside(self, tp: TP, offset: int) -> tuple[str, str, int] | None:
         attempts = self._attempts[tp, offset]
@@ -394,43 +403,54 @@ class Engine(Service):
         return "agent_error", self._last_words[tp, offset], attempts
 
     def _set_aside(self, batch: Batch, message: Message, code: str, text: str, attempts: int) -> None:
-        batch.set_aside.append(f"{message.topic}-{message.partition}@{message.offset}: {code}: {text}")
-        batch.send(dead_letter(self.app.settings.kafka_prefix, message, code, text, attempts))
+        """Once for each record, however many agents raised on it; sent when the batch is finished."""
+        at = message.tp, message.offset
+        batch.set_aside.setdefault(at, dead_letter(self.app.settings.kafka_prefix, message, code, text, attempts))
 
-    async def _settle(self, batch: Batch, assignment: Assignment) -> None:
-        """The barrier: wait until all delivered events are done; when the assignment ends, not for long."""
+    async def _settle(self, batch: Batch, fetched: Fetched, assignment: Assignment, until_s: float) -> None:
+        """The barrier: wait until all delivered events are done.
+
+        When the interval is over, what no agent has begun is taken back; so it is when the assignment ends, and then what
+        they have in hand is not waited for any longer than the revoke's time-out.
+        """
         if not batch.pending or batch.failure:
             return
         settled = asyncio.ensure_future(batch.settled())
-        await self._first_of(settled, assignment.over.wait(), keep=settled)
+        over = (assignment.over.wait(), self._finishing.wait())
+        await self._first_of(settled, *over, asyncio.sleep(until_s - time.monotonic()), keep=settled)
+        if not settled.done():
+            withdrawn = batch.withdraw()
+            if withdrawn:
+                positions = {tp: fetched.positions[tp] for tp in withdrawn}
+                self._withheld = Fetched(fetched.pin, withdrawn, positions, drained=False)
+            await self._first_of(settled, assignment.over.wait(), keep=settled)
         if not settled.done() and not assignment.lost:
             await asyncio.wait({settled}, timeout=self.app.settings.revoke_timeout_ms / 1000)
         settled.cancel()
 
+    def _check_committable(self, batch: Batch, assignment: Assignment) -> None:
+        if not (batch.pin.is_valid and batch.pin == assignment.pin and not assignment.lost):
+            raise PartitionsLost(f"the batch was fetched under {batch.pin}, the assignment is {assignment.pin}")
+
     async def _finish(self, batch: Batch, assignment: Assignment) -> None:
         """The one place that decides what becomes of a batch."""
-        want_commit = not batch.pending and batch.failure is None
-        can_commit = batch.pin.is_valid and batch.pin == assignment.pin and not assignment.lost
-        self.log.debug("batch of %d events: want_commit=%s can_commit=%s", batch.events, want_commit, can_commit)
-        if not can_commit:
-            raise PartitionsLost(f"the batch was fetched under {batch.pin}, the assignment is {assignment.pin}")
-        if want_commit:
-            batch.seal()
-            await self._in_thread(self._commit, batch)
-            self._committed(batch)
-        elif batch.failure is not None:
+        self._check_committable(batch, assignment)
+        if batch.failure is not None:
             self._drop(batch)
             # Halved each time, down to one event: then what is set aside commits, whatever comes behind it.
             self._chunk_events = max(1, min(self._chunk_events, _FIRST_CHUNK_EVENTS) // 2)
-            await self.app.input.seek_all(self._positions)
+            await self._in_thread(self._guarantee.forget)
+            await self._rewind()
+        elif batch.pending:
+            raise PartitionsLost(
+                f"{batch.pending} of {len(batch.events)} events were not done when the assignment ended"
+            )
         else:
-            raise PartitionsLost(f"{batch.pending} of {batch.events} events were not done when the assignment ended")
-
-    def _commit(self, batch: Batch) -> None:
-        """In the thread."""
-        if self._session.broken:
-            self._session.open()
-        commit(batch, self._session, int(time.time() * 1000))
+            for letter in batch.set_aside.values():
+                batch.send(letter)
+            batch.seal()
+            await self._in_thread(self._guarantee.commit, batch)
+            self._committed(batch)
 
     def _committed(self, batch: Batch) -> None:
         for (topic, partition), offset in batch.consumed.items():
@@ -444,9 +464,15 @@ class Engine(Service):
         self._one_chunk = False
         if batch.set_aside:
             self.figures["dead_letters"] += len(batch.set_aside)
-            self.log.warning("%d events set aside, the first: %s", len(batch.set_aside), batch.set_aside[0])
+            (tp, offset), letter = next(iter(batch.set_aside.items()))
+            why = dict(letter.headers or ())
+            self.log.warning(
+                "%d events set aside, the first: %s-%d@%d: %s: %s",
+                *(len(batch.set_aside), tp.topic, tp.partition, offset),
+                *(why["dlq.error"].decode(), why["dlq.message"].decode()),
+            )
         self.figures["batches"] += 1
-        self.figures["events"] += batch.events
+        self.figures["events"] += len(batch.events)
         for callback in batch.callbacks:
             # By the loop: what a callback raises is logged, and is no reason to doubt the commit.
             asyncio.get_running_loop().call_soon(callback)
@@ -456,6 +482,7 @@ class Engine(Service):
         if not batch.dead:
             self.figures["dropped_batches"] += 1
             batch.drop()
+        self._withheld = None
         self.app.flow_control.clear()
 
     async def _in_thread(self, function: Callable[..., T], *args: Any) -> T:
@@ -471,14 +498,3 @@ class Engine(Service):
             for future in futures:
                 if future is not keep and not future.done():
                     future.cancel()
-
-
-def fence(config: dict[str, Any], own: Session, transactional_id: str) -> None:
-    """End the transaction that a dead worker left pending, by taking over its transactional id for a moment."""
-    if transactional_id == own.transactional_id:
-        return  # opening our own session has done that
-    session = Session(config, transactional_id)
-    try:
-        session.open()
-    finally:
-        session.close()

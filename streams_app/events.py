@@ -13,6 +13,10 @@ class Event(faust.Event):
     """An event of a batch; without a batch (``batch`` is None) it came from outside any input topic."""
 
     batch: Batch | None = None
+    #: Whether an agent has begun with it.
+    taken = False
+    #: Taken back before any agent had begun: it comes again with a later batch.
+    withdrawn = False
 
     def ack(self) -> bool:
         """Tell the batch that an agent is through with this event; counts once."""

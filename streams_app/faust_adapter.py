@@ -14,13 +14,15 @@ import asyncio
 import logging
 import weakref
 from collections import defaultdict
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar, cast
 
 import aiokafka
 import faust
+from aiokafka import errors as kafka_errors
 from aiokafka.abc import ConsumerRebalanceListener
-from aiokafka.errors import KafkaError
+from aiokafka.errors import KafkaError, for_code
+from aiokafka.protocol.commit import OffsetCommitRequest
 from aiokafka.protocol.group import LeaveGroupRequest
 from confluent_kafka import KafkaException
 from confluent_kafka import Producer as ConfluentProducer
@@ -35,6 +37,7 @@ from mode.services import Service
 from mode.supervisors import OneForOneSupervisor
 from mode.utils.futures import maybe_async
 
+from streams_app.errors import PartitionsLost, TransactionAborted
 from streams_app.events import Event, in_hand
 from streams_app.partitioning import partition_of
 from streams_app.session import Pin
@@ -54,12 +57,32 @@ _EVENTS_A_TURN = 64
 _RESTART_PAUSE_S = 0.02
 _NOTHING = object()
 
+_COMMIT_TIMEOUT_S = 5.0
+#: The broker says: your membership is not the current one; nothing was committed.
+_GROUP_MOVED_ON = frozenset(
+    error.errno
+    for error in (
+        kafka_errors.IllegalGenerationError,
+        kafka_errors.UnknownMemberIdError,
+        kafka_errors.RebalanceInProgressError,
+    )
+)
+#: The broker says: not here, or not now; nothing was committed.
+_NOT_COORDINATED = frozenset(
+    error.errno
+    for error in (
+        kafka_errors.GroupLoadInProgressError,
+        kafka_errors.GroupCoordinatorNotAvailableError,
+        kafka_errors.NotCoordinatorForGroupError,
+    )
+)
+
 
 class Fetched(NamedTuple):
     """Records and the membership they were fetched under, taken in one step of the consumer's thread."""
 
     pin: Pin
-    records: Mapping[TP, list[Any]]
+    messages: Mapping[TP, list[Message]]
     #: Next offset to read, behind transaction markers too.
     positions: dict[TP, int]
     #: Nothing more to read at the moment.
@@ -208,8 +231,8 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
                 continue
             positions[tp] = at.position
             drained = drained and at.position >= (at.lso or 0)
-        found = {TP(tp.topic, tp.partition): chunk for tp, chunk in records.items()}
-        return Fetched(self.live_pin(), found, positions, drained)
+        pin = self.live_pin()
+        return Fetched(pin, dict(_messages(records, pin.generation)), positions, drained)
 
     async def seek_all(self, positions: Mapping[TP, int]) -> None:
         """Set positions and let them flow; what was fetched ahead is forgotten."""
@@ -217,6 +240,48 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
             kafka_tp = aiokafka.TopicPartition(*tp)
             self.kafka.seek(kafka_tp, offset)
             self.kafka.resume(kafka_tp)
+
+    async def commit_once(self, pin: Pin, commits: Mapping[TP, tuple[int, str]]) -> None:
+        """Commit offsets with their metadata, under ``pin``, by one request that nobody sends again.
+
+        aiokafka's own commit tries again, with whatever membership it has by then: an offset that somebody else has moved
+        on meanwhile would be put back.
+
+        Raises:
+            PartitionsLost: the group has moved on; or nobody knows whether the request arrived, and then the membership was
+                given up, so that it cannot take effect any later.
+            TransactionAborted: nothing took effect.
+        """
+        if not pin.is_valid or pin != self.live_pin():
+            raise PartitionsLost(f"the membership is {self.live_pin()}, not {pin} any more")
+        by_topic: dict[str, list[tuple[int, int, str]]] = defaultdict(list)
+        for (topic, partition), (offset, metadata) in commits.items():
+            by_topic[topic].append((partition, offset, metadata))
+        coordinator = self.kafka._coordinator
+        if coordinator.coordinator_id is None:
+            raise TransactionAborted("the coordinator of the group is not known at the moment")
+        request = OffsetCommitRequest(
+            pin.group_id, pin.generation, pin.member_id, OffsetCommitRequest.DEFAULT_RETENTION_TIME, [*by_topic.items()]
+        )
+        try:
+            response = await asyncio.wait_for(coordinator._send_req(request), _COMMIT_TIMEOUT_S)
+        except (KafkaError, TimeoutError) as error:
+            await self._give_up_membership(pin, repr(error))
+        codes = {code for _, partitions in response.topics for _, code in partitions} - {0}
+        if codes & _GROUP_MOVED_ON:
+            raise PartitionsLost(f"the brokers say {_names(codes)}: the group has moved on since {pin}")
+        if codes and codes <= _NOT_COORDINATED:
+            coordinator.coordinator_dead()
+            raise TransactionAborted(f"offsets could not be committed: {_names(codes)}")
+        if codes:
+            await self._give_up_membership(pin, _names(codes))
+
+    async def _give_up_membership(self, pin: Pin, why: str) -> NoReturn:
+        """Leave the group and join it as somebody else: a commit of ``pin`` that is still on its way is refused then."""
+        coordinator = self.kafka._coordinator
+        coordinator.reset_generation()
+        await self._leave_for(pin.member_id)
+        raise PartitionsLost(f"nobody knows whether offsets were committed ({why}); joining the group anew")
 
     async def on_assigned(self, assignment: Assignment) -> None:
         """In the main thread: tell Faust's parts, then the engine."""
@@ -249,6 +314,37 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
         """Faust's watch over its own path of events, which is not ours."""
 
 
+def _messages(records: Mapping[Any, list[Any]], generation: int) -> Iterator[tuple[TP, list[Message]]]:
+    for kafka_tp, chunk in records.items():
+        topic, partition = kafka_tp.topic, kafka_tp.partition
+        tp = TP(topic, partition)
+        yield (
+            tp,
+            [
+                Message(
+                    topic,
+                    partition,
+                    record.offset,
+                    record.timestamp / 1000,
+                    record.timestamp_type,
+                    record.headers,
+                    record.key,
+                    record.value,
+                    None,
+                    record.serialized_key_size,
+                    record.serialized_value_size,
+                    tp,
+                    generation_id=generation,
+                )
+                for record in chunk
+            ],
+        )
+
+
+def _names(codes: Iterable[int]) -> str:
+    return ", ".join(for_code(code).__name__ for code in sorted(codes))
+
+
 class Consumer(driver.Consumer):
     """Faust's consumer, of which the engine uses thread and membership."""
 
@@ -269,6 +365,11 @@ class Consumer(driver.Consumer):
     async def fetch(self, partitions: list[TP], wait_ms: int, max_records: int) -> Fetched:
         """See `ConsumerThread.fetch`."""
         return await self._thread.call_here(self._thread.fetch(partitions, wait_ms, max_records))
+
+    def commit_once(self, pin: Pin, commits: Mapping[TP, tuple[int, str]]) -> None:
+        """See `ConsumerThread.commit_once`; blocks, so it is for the engine's thread."""
+        committing = self._thread.commit_once(pin, commits)
+        asyncio.run_coroutine_threadsafe(committing, self._thread.thread_loop).result()
 
     async def seek_all(self, positions: Mapping[TP, int]) -> None:
         """See `ConsumerThread.seek_all`."""
@@ -517,8 +618,10 @@ class Stream(faust.Stream[Any]):
                         raise ImproperlyConfigured(
                             f"{self.channel} is in memory: what is sent through it would be in no transaction; use a topic"
                         )
-                    if event.batch is not None and event.batch.dead:
+                    if event.withdrawn or (event.batch is not None and event.batch.dead):
+                        event = None
                         continue
+                    event.taken = True
                 do_ack = self.enable_acks
                 value = await self._process(event, event.value if event is not None else channel_value)
                 if value is not skipped:

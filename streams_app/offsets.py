@@ -39,8 +39,12 @@ class Committed(NamedTuple):
 
     #: Next offset to read; None: the group has none.
     offset: int | None
-    #: The worker that committed it, which is where a pending transaction would be from.
-    owner: Owner | None
+    metadata: str = ""
+
+    @property
+    def owner(self) -> Owner | None:
+        """The worker that committed it in a transaction, which is where a pending one would be from."""
+        return Owner.parse(self.metadata)
 
 
 class Offsets:
@@ -115,7 +119,7 @@ class Offsets:
         for each in _result(future).topic_partitions:
             if each.error is None:
                 offset = each.offset if each.offset >= 0 else None
-                answer[each.topic, each.partition] = Committed(offset, Owner.parse(each.metadata))
+                answer[each.topic, each.partition] = Committed(offset, metadata_of(each))
             elif each.error.code() == KafkaError.UNSTABLE_OFFSET_COMMIT:
                 answer[each.topic, each.partition] = None
             else:
@@ -148,6 +152,18 @@ class Offsets:
         resource = ConfigResource(ConfigResource.Type.TOPIC, topic)
         [future] = self._admin.describe_configs([resource], request_timeout=_REQUEST_TIMEOUT_S).values()
         return str(_result(future)[name].value)
+
+
+def metadata_of(committed: TopicPartition) -> str:
+    """The metadata of a committed offset, as far as it can be read.
+
+    librdkafka takes it for a C string: where whoever wrote it did not end it with a zero byte, as we do, what follows it in
+    memory is read, too.
+    """
+    try:
+        return committed.metadata or ""
+    except UnicodeDecodeError:
+        return ""
 
 
 def _result(future: Future[Any]) -> Any:

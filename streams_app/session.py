@@ -42,7 +42,7 @@ _GROUP_MOVED_ON = frozenset(
     {KafkaError.ILLEGAL_GENERATION, KafkaError.UNKNOWN_MEMBER_ID, KafkaError.FENCED_INSTANCE_ID}
 )
 #: About one record, not about the brokers.
-_REFUSED = frozenset(
+REFUSED = frozenset(
     {
         KafkaError._INVALID_ARG,
         KafkaError._UNKNOWN_PARTITION,
@@ -81,8 +81,8 @@ class Owner(NamedTuple):
     @classmethod
     def parse(cls, metadata: str | None) -> Owner | None:
         """The owner that ``metadata`` names; None: it was not written by us."""
-        transactional_id, _, member_id = (metadata or "").partition(" ")
-        return cls(transactional_id, member_id) if transactional_id and member_id else None
+        parts = (metadata or "").split(" ")
+        return cls(*parts) if len(parts) == 2 and all(parts) else None
 
 
 class Output(NamedTuple):
@@ -291,18 +291,22 @@ class Session:
 class Written:
     """Where the last changelog record of a table partition stands, once the brokers acknowledged it."""
 
-    __slots__ = ("offset", "partition", "topic")
+    __slots__ = ("error", "offset", "partition", "topic")
 
     def __init__(self, topic: str, partition: int) -> None:
         self.topic = topic
         self.partition = partition
         #: None: not known (yet), or not told by the broker, as for a record it took for a repetition.
         self.offset: int | None = None
+        #: Of a record that the brokers did not take.
+        self.error: KafkaError | None = None
 
     def on_delivery(self, error: KafkaError | None, message: Message) -> None:
-        """Called by the producer; a failed record needs no care here, as it fails its transaction."""
+        """Called by the producer; in a transaction a failed record needs no further care, as it fails the transaction."""
         offset = message.offset()
-        if error is None and offset is not None and offset >= 0:
+        if error is not None:
+            self.error = error
+        elif offset is not None and offset >= 0:
             self.offset = offset
 
 
@@ -325,7 +329,7 @@ class _BeforeEnd:
         self._session._break(error)
         if isinstance(error, TransactionAborted):
             return
-        if isinstance(error, KafkaException) and error.args[0].code() in _REFUSED:
+        if isinstance(error, KafkaException) and error.args[0].code() in REFUSED:
             raise OutputRefused(f"{self._session.transactional_id}: {self._step}: {_text(error)}") from error
         # After a fatal error flush may raise anything; of the others only what comes from Kafka is an abort.
         if not isinstance(error, (KafkaException, BufferError)) and self._step != "flush":

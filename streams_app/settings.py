@@ -32,6 +32,10 @@ class Settings:
     commit_interval_ms: int = 100
     #: Bound of one batch, so that a slow agent holds a bounded amount of work (and of memory) in hand.
     batch_max_events: int = 20_000
+    #: The same of at most once: the most that one crash can lose.
+    at_most_once_batch_max_events: int = 1_000
+    #: Whether at least once commits tables and offsets in a transaction; unfenced only where a cluster permits none.
+    at_least_once_fenced: bool = True
     #: Deliveries of one event before the one that raised is set aside.
     max_attempts: int = 3
     #: Below the broker's transaction time-out, so that we give up before it does.
@@ -71,6 +75,10 @@ class Settings:
             datadir=Path(env.get("STREAMS_APP_DATADIR") or defaults.datadir),
             commit_interval_ms=number("STREAMS_APP_COMMIT_INTERVAL_MS", defaults.commit_interval_ms),
             batch_max_events=number("STREAMS_APP_BATCH_MAX_EVENTS", defaults.batch_max_events),
+            at_most_once_batch_max_events=number(
+                "STREAMS_APP_AT_MOST_ONCE_BATCH_MAX_EVENTS", defaults.at_most_once_batch_max_events
+            ),
+            at_least_once_fenced=_switch(env, "STREAMS_APP_AT_LEAST_ONCE_FENCED", defaults.at_least_once_fenced),
             max_attempts=number("STREAMS_APP_MAX_ATTEMPTS", defaults.max_attempts),
             transaction_timeout_ms=number("STREAMS_APP_TRANSACTION_TIMEOUT_MS", defaults.transaction_timeout_ms),
             session_timeout_ms=number("STREAMS_APP_SESSION_TIMEOUT_MS", defaults.session_timeout_ms),
@@ -79,6 +87,13 @@ class Settings:
             topic_replication=number("STREAMS_APP_TOPIC_REPLICATION", defaults.topic_replication),
             remember_ids_s=number("STREAMS_APP_REMEMBER_IDS_S", defaults.remember_ids_s),
         )
+
+
+def _switch(env: Mapping[str, str], name: str, default: bool) -> bool:
+    text = env.get(name, "").strip().lower()
+    if text not in {"", "yes", "no"}:
+        raise ConfigurationError(f"{name} is {text!r}; it must be yes or no")
+    return text == "yes" if text else default
 
 
 def _guarantees(text: str | None) -> tuple[str, ...]:

@@ -1,15 +1,15 @@
-"""The start of partitions, in this order: session → stable offsets → claim → high watermarks → restore → positions.
+"""The start of partitions, in this order: producer → stable offsets → claim → high watermarks → restore → positions.
 
 It takes the place of Faust's ``perform_seek``, ``seek_to_committed`` and the waits around them, and runs, blocking, in a
 thread. Each step is only right after the one before it:
 
-- opening the session aborts what this worker's predecessor left open, and so does fencing for other dead workers: their
+- a new producer aborts what this worker's predecessor left open, and so does fencing for other dead workers: their
   offsets become stable, and nothing of theirs holds up readers;
 - stable offsets fix where the input goes on: a committed transaction's offset and table values belong together, so the
   changelogs' ends may only be asked *after* the offsets are stable;
 - the claim commits these offsets once more under our own pin and name. It proves that the membership is current and that
-  transactions are permitted, it fixes the start of partitions without an offset, and whoever follows us finds our
-  transactional id on them;
+  transactions, where they are needed, are permitted; it fixes the start of partitions without an offset, and whoever
+  follows us finds our name on them;
 - the restore reads up to the high watermark, so that no committed value is missing.
 """
 
@@ -21,9 +21,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from streams_app.errors import PartitionsLost, StartRefused
+from streams_app.guarantees import Guarantee
 from streams_app.offsets import TP, Committed, Offsets
 from streams_app.restore import restore
-from streams_app.session import Consumed, Pin, Session
+from streams_app.session import Pin
 from streams_app.store import Store
 
 #: Until a deleted key's tombstone itself is deleted; a checkpoint older than half of it could miss tombstones.
@@ -44,15 +45,13 @@ class Start:
     def __init__(
         self,
         offsets: Offsets,
-        session: Session,
-        fence: Callable[[str], None],
+        guarantee: Guarantee,
         restore_config: Mapping[str, Any],
         *,
         from_latest: bool = False,
     ) -> None:
         self._offsets = offsets
-        self._session = session
-        self._fence = fence
+        self._guarantee = guarantee
         self._restore_config = restore_config
         self._from_latest = from_latest
 
@@ -64,13 +63,13 @@ class Start:
             StartRefused: input or offsets are gone; going on would lose events or apply them twice.
             TransactionAborted, CommitUnconfirmed, KafkaUnreachable, KafkaException: trouble; try again.
         """
-        self._session.open()
+        self._guarantee.open()
         self._fence_the_dead(inputs)
-        committed = self._offsets.stable(inputs, self._fence, cancelled)
+        committed = self._offsets.stable(inputs, self._guarantee.fence, cancelled)
         self._check_over(cancelled)
         positions = self._resolve(inputs, committed, stores)
         if positions:
-            self._claim(positions, pin)
+            self._guarantee.claim(positions, committed, pin)
         self._check_over(cancelled)
         restored = self._restore(stores, cancelled)
         self._check_over(cancelled)
@@ -91,7 +90,7 @@ class Start:
         ours = [owners[tp] for tp in inputs if tp in owners]
         dead = {owner.transactional_id for owner in ours if owner.member_id not in members}
         for transactional_id in dead - living:
-            self._fence(transactional_id)
+            self._guarantee.fence(transactional_id)
 
     def _resolve(
         self, inputs: list[TP], committed: Mapping[TP, Committed], stores: Mapping[TP, Store]
@@ -105,6 +104,8 @@ class Start:
             offset = committed[tp].offset
             if offset is None:
                 offset = ends[tp] if self._from_latest else begins[tp]
+            if offset < begins[tp] and not self._guarantee.redelivers:
+                offset = begins[tp]  # whatever was deleted unread is counted as given up
             if not begins[tp] <= offset <= ends[tp]:
                 raise StartRefused(
                     f"the group is committed up to {offset} of {tp[0]}-{tp[1]}, which now holds {begins[tp]} to {ends[tp]}: "
@@ -125,11 +126,6 @@ class Start:
                     "expired (brokers keep them 7 days after the last worker left) or were deleted. Reading the input from "
                     "the start would apply it twice; set the group's offsets with Kafka's own tools"
                 )
-
-    def _claim(self, positions: Mapping[TP, int], pin: Pin) -> None:
-        self._session.begin()
-        self._session.send_offsets((Consumed(*tp, offset) for tp, offset in positions.items()), pin)
-        self._session.end()
 
     def _restore(self, stores: Mapping[TP, Store], cancelled: Callable[[], bool]) -> int:
         if not stores:

@@ -13,6 +13,7 @@ from streams_app.commands import exit_codes
 from streams_app.embedded import EmbeddedKafka, shown_progress
 from streams_app.errors import KafkaUnreachable
 from streams_app.kafka import KafkaAddress
+from streams_app.overlaps import check_overlaps
 from streams_app.provision import create_topics, required_topics
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ class Worker(faust.Worker):
         super().__init__(app, *args, **kwargs)
 
     def _prepare(self, app: Any) -> None:
+        check_overlaps(app.family)
         if app.settings.kafka_url is None:
             with shown_progress() as progress:
                 self._embedded = EmbeddedKafka.ensure(app.settings.datadir, progress=progress)

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,7 +20,9 @@ from uuid import uuid4
 from confluent_kafka import Consumer, IsolationLevel, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec
 
+from streams_app.claims import Claim
 from streams_app.kafka import KafkaAddress
+from streams_app.offsets import Committed, Offsets
 from streams_app.store import local_stores, read_only_copy
 
 TESTS = Path(__file__).parent
@@ -222,6 +224,59 @@ class Rig:
         assert outputs == expected
         changelog = self.changelog()
         assert {key.decode(): int(value) for key, value in changelog.items()} == dict(balance)
+
+    def check_at_least_once(self) -> int:
+        """Every entry had its output and counts once in the changelog; gives the number of outputs too many."""
+        expected: dict[str, list[int]] = defaultdict(list)
+        balance: dict[str, int] = defaultdict(int)
+        aside = {json.loads(message.value())["id"] for message in self.read("dead-letters")}
+        for message in self.read("entries"):
+            entry, key = json.loads(message.value()), message.key().decode()
+            if entry["id"] not in aside:
+                expected[key].append(entry["id"])
+                balance[key] += entry["amount"]
+        outputs: dict[str, list[int]] = defaultdict(list)
+        for message in self.read("balances"):
+            outputs[message.key().decode()].append(json.loads(message.value())["id"])
+        # In the order of their first occurrences; what was set aside may have had outputs before it failed.
+        assert {key: [id for id in dict.fromkeys(ids) if id not in aside] for key, ids in outputs.items()} == expected
+        assert {key.decode(): int(value) for key, value in self.changelog().items()} == dict(balance)
+        return sum(map(len, outputs.values())) - sum(map(len, expected.values()))
+
+    def check_at_most_once(self) -> tuple[int, int]:
+        """No entry had two outputs; gives the number of those that had none, and how many were reported."""
+        outputs = [json.loads(message.value())["id"] for message in self.read("balances")]
+        aside = [json.loads(message.value())["id"] for message in self.read("dead-letters")]
+        repeated = [id for id, count in Counter(outputs + aside).items() if count > 1]
+        assert not repeated, repeated
+        lost = self.sent - len(outputs) - len(aside)
+        assert 0 <= lost <= self.reported()
+        return lost, self.reported()
+
+    def committed(self) -> dict[tuple[str, int], Committed]:
+        """The group's offsets of the input."""
+        offsets = Offsets(self.config, f"{self.prefix}balances")
+        return offsets.stable([(f"{self.prefix}entries", p) for p in range(PARTITIONS)], lambda _: None)
+
+    def reported(self) -> int:
+        """The most that was lost, as the offsets of at most once say."""
+        claims = [(Claim.parse(each.metadata), each.offset) for each in self.committed().values()]
+        return sum(claim.reported(offset) for claim, offset in claims if claim is not None and offset is not None)
+
+    def wait_consumed(self, timeout_s: float = 60.0) -> None:
+        """Wait until the group has committed all input, and says that nothing is in hand."""
+        ends = Offsets(self.config, f"{self.prefix}balances").high_watermarks(
+            [(f"{self.prefix}entries", p) for p in range(PARTITIONS)]
+        )
+
+        def consumed() -> bool:
+            for tp, each in self.committed().items():
+                claim = Claim.parse(each.metadata)
+                if each.offset != ends[tp] or (claim is not None and claim.began != each.offset):
+                    return False
+            return True
+
+        wait_until(consumed, "all input consumed", timeout_s)
 
     def changelog(self) -> dict[bytes, bytes]:
         """The fold of the table's changelog."""

@@ -12,8 +12,8 @@ import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
-from streams_app.engine import fence
 from streams_app.errors import PartitionsLost, StartRefused
+from streams_app.guarantees import ExactlyOnce
 from streams_app.offsets import Offsets
 from streams_app.restore import restore
 from streams_app.session import Consumed, Output, Owner, Pin, Session, unfenced_group_metadata
@@ -53,6 +53,11 @@ class Corner:
         made = Session(self.config, transactional_id)
         made.open()
         self.sessions.append(made)
+        return made
+
+    def exactly_once(self, name: str) -> ExactlyOnce:
+        made = ExactlyOnce(self.config, f"{self.name}-{name}", timeout_s=10.0)
+        self.sessions.append(made.session)
         return made
 
     def store(self) -> Store:
@@ -104,12 +109,12 @@ def test_the_transaction_of_a_dead_worker_is_fenced_by_the_name_on_its_last_offs
     dead.end()
     dead.begin()
     dead.send_offsets([Consumed(*corner.input, 5)], pin)
-    own = corner.session(f"{corner.name}-own")
+    own = corner.exactly_once("own")
     fenced: list[str] = []
 
     def on_fence(transactional_id: str) -> None:
         fenced.append(transactional_id)
-        fence(corner.config, own, transactional_id)
+        own.fence(transactional_id)
 
     stable = corner.offsets.stable([corner.input], on_fence)
     assert stable[corner.input].offset == 3
@@ -178,9 +183,7 @@ def test_a_restore_can_be_cancelled(corner: Corner) -> None:
 
 
 def start(corner: Corner, pin: Pin, *, from_latest: bool = False) -> dict[tuple[str, int], int]:
-    session = Session(corner.config, f"{corner.name}-start")
-    corner.sessions.append(session)
-    starter = Start(corner.offsets, session, lambda _: None, corner.aiokafka, from_latest=from_latest)
+    starter = Start(corner.offsets, corner.exactly_once("start"), corner.aiokafka, from_latest=from_latest)
     return starter.run(pin, [corner.input], {corner.changelog: corner.store()}, lambda: False).positions
 
 
@@ -195,7 +198,7 @@ def test_the_first_start_is_committed_before_anything_is_delivered(
     corner.produce(corner.input[0], 10)
     assert start(corner, pin, from_latest=from_latest) == {corner.input: expected}
     stable = corner.offsets.stable([corner.input], lambda _: None)
-    assert stable[corner.input] == (expected, Owner(f"{corner.name}-start", pin.member_id))
+    assert stable[corner.input] == (expected, Owner(f"{corner.name}-start", pin.member_id).text)
 
 
 def test_a_start_under_an_old_membership_is_refused_by_the_broker(corner: Corner) -> None:

@@ -94,8 +94,11 @@ def test_the_readme_lists_every_setting_with_its_default() -> None:
     defaults = Settings.from_env({})
     for field in fields(Settings):
         variable = f"STREAMS_APP_{field.name.upper()}"
-        if isinstance(getattr(defaults, field.name), int):
-            assert listed[variable] == str(getattr(defaults, field.name)), variable
+        default = getattr(defaults, field.name)
+        if isinstance(default, bool):
+            assert listed[variable] == ("yes" if default else "no"), variable
+        elif isinstance(default, int):
+            assert listed[variable] == str(default), variable
 
 
 @pytest.mark.parametrize("command", ["worker", "demo", "broker", "provision", "generate", "audit"])

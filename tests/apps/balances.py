@@ -20,7 +20,8 @@ class Balance(msgspec.Struct):
     balance: int
 
 
-app = App("balances", autodiscover=False, web_enabled=False)
+guarantee = os.environ.get("GUARANTEE", "exactly_once")
+app = App("balances", processing_guarantee=guarantee, autodiscover=False, web_enabled=False)
 entries = app.topic("entries", key_type=str, value_type=Entry)
 balances = app.topic("balances", key_type=str, value_type=Balance)
 table = app.Table("balance", key_type=str, value_type=int, default=int)

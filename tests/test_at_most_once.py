@@ -1,0 +1,125 @@
+"""At most once: offsets first, no retry; whatever dies, nothing repeats, and what may be lost is bounded and reported."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.rig import Rig, rig, wait_until
+
+STEPS = ["0 claim", "0 claimed", "1 prepare: outputs produced", "4 publish", "5 published"]
+BATCH_EVENTS = 40
+
+
+@pytest.fixture
+def balances(kafka_url: str, tmp_path: Path) -> Iterator[Rig]:
+    """A rig for the balances app, at most once."""
+    options = {"GUARANTEE": "at_most_once", "STREAMS_APP_AT_MOST_ONCE_BATCH_MAX_EVENTS": str(BATCH_EVENTS)}
+    with rig(kafka_url, tmp_path, **options) as made:
+        yield made
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_kill_at_each_step_repeats_nothing_and_loses_no_more_than_reported(balances: Rig, step: str) -> None:
+    """The first promise is that nothing repeats; the second that the loss is bounded, and told."""
+    balances.send(300)
+    worker = balances.worker(STREAMS_APP_FAULT=f"kill {step}@3").wait_started()
+    balances.send(300, rate=300)
+    assert worker.wait() == -signal.SIGKILL
+    successor = balances.worker().wait_started()
+    balances.send(100)
+    balances.wait_consumed()
+    balances.stop()
+    lost, reported = balances.check_at_most_once()
+    assert reported <= BATCH_EVENTS
+    if step == "0 claim":
+        assert lost == 0
+    if step == "0 claimed":
+        assert lost > 0, "this kill hits a batch that nobody has seen"
+    if reported:
+        assert successor.says(f"at most {reported} events were given up")
+
+
+def test_a_zombie_that_wakes_up_with_its_claim_in_hand_changes_nothing(balances: Rig) -> None:
+    """Its commit would put the offset back, or deliver what its successor has done."""
+    zombie = balances.worker("zombie", STREAMS_APP_FAULT="stop 0 claim@4").wait_started()
+    balances.send(600, rate=300)
+    wait_until(lambda: zombie.frozen, "the worker froze")
+    balances.worker("successor").wait_started()
+    balances.send(200)
+    balances.wait_consumed()
+    zombie.signal(signal.SIGCONT)
+    balances.send(200, rate=200)
+    wait_until(lambda: zombie.count("partitions started") >= 2, "the zombie rejoined")
+    balances.send(100)
+    balances.wait_consumed()
+    balances.stop()
+    lost, _ = balances.check_at_most_once()
+    assert lost == 0, "the zombie had nothing in hand, and its successor read all"
+
+
+def test_a_zombie_that_wakes_up_amid_a_batch_repeats_nothing(balances: Rig) -> None:
+    """Its events were its alone: finished late, they are not done twice."""
+    zombie = balances.worker("zombie", STREAMS_APP_FAULT="stop 0 claimed@4").wait_started()
+    balances.send(600, rate=300)
+    wait_until(lambda: zombie.frozen, "the worker froze")
+    balances.worker("successor").wait_started()
+    balances.send(200)
+    balances.wait_consumed()
+    zombie.signal(signal.SIGCONT)
+    wait_until(lambda: zombie.count("partitions started") >= 2, "the zombie rejoined")
+    balances.send(100)
+    balances.wait_consumed()
+    balances.stop()
+    balances.check_at_most_once()
+
+
+def test_a_clean_stop_loses_nothing(balances: Rig) -> None:
+    """What was claimed and not begun is given back."""
+    first = balances.worker("first", SLEEP_S="0.5").wait_started()
+    balances.send(100, orders=dict.fromkeys(range(0, 100, 10), "sleep"))
+    wait_until(lambda: first.says("sleeps"), "an agent is amid a batch")
+    first.signal(signal.SIGTERM)
+    assert first.wait() == 0
+    balances.worker("second", SLEEP_S="0")
+    balances.wait_consumed()
+    balances.stop()
+    assert balances.check_at_most_once() == (0, 0)
+
+
+def test_a_rebalance_loses_nothing(balances: Rig) -> None:
+    """Partitions are given back with what was not begun."""
+    balances.worker("first", SLEEP_S="0.2").wait_started()
+    balances.send(200, orders=dict.fromkeys(range(0, 200, 10), "sleep"))
+    second = balances.worker("second", SLEEP_S="0.2").wait_started()
+    balances.send(200, rate=400)
+    second.signal(signal.SIGTERM)
+    assert second.wait() == 0
+    balances.wait_consumed()
+    balances.stop()
+    assert balances.check_at_most_once() == (0, 0)
+
+
+def test_events_whose_agent_raises_are_set_aside_at_once_and_harm_no_other(balances: Rig) -> None:
+    """Delivered again, they and their neighbours would be done twice."""
+    poison = [0, 7, *range(150, 250), 399]
+    balances.worker()
+    balances.send(400, orders=dict.fromkeys(poison, "fail"))
+    balances.wait_consumed()
+    balances.stop()
+    dead = balances.read("dead-letters")
+    assert sorted(json.loads(message.value())["id"] for message in dead) == poison
+    assert {dict(message.headers())["dlq.attempts"] for message in dead} == {b"1"}
+    # The agent of the rig misbehaves after it has sent its output: those are there too.
+    outputs = [json.loads(message.value())["id"] for message in balances.read("balances")]
+    assert sorted(outputs) == list(range(400))
+    by_key: dict[bytes, list[int]] = defaultdict(list)
+    for message in balances.read("balances"):
+        by_key[message.key()].append(json.loads(message.value())["id"])
+    assert all(ids == sorted(ids) for ids in by_key.values()), "the order within a key is kept"
+    assert balances.reported() == 0
