@@ -138,7 +138,7 @@ class Batch:
         withdrawn = {}
         for event in self.events:
             message = event.message
-            if event.taken or message.offset <= begun.get(message.tp, -1):
+            if message.offset <= begun.get(message.tp, -1):
                 continue
             event.withdrawn = True
             self.pending -= 1

@@ -9,6 +9,8 @@ from streams_app.events import current_event
 from streams_app.session import Output, header_bytes, header_pairs
 
 TOPIC = "dead-letters"
+#: Which letters were sent back to where they came from (letters.py).
+REPLAYED_TOPIC = "dead-letters-replayed"
 _MESSAGE_CHARS = 500
 _ENVELOPE_BYTES = 4_096
 _MOST_HEADER_BYTES = 64 * 1024
@@ -43,6 +45,8 @@ def dead_letter(prefix: str, message: Message, code: str, text: str, attempts: i
     room_bytes = max(0, MAX_RECORD_BYTES - _ENVELOPE_BYTES - header_bytes(headers))
     key = None if message.key is None else message.key[:room_bytes]
     value = None if message.value is None else message.value[: room_bytes - len(key or b"")]
+    if (key, value) != (message.key, message.value):
+        headers.append(("dlq.cut", b"key or value"))
     return Output(prefix + TOPIC, key, value, headers=headers)
 
 

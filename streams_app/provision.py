@@ -10,6 +10,7 @@ from uuid import uuid4
 from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic
 
+from streams_app.dead_letters import REPLAYED_TOPIC
 from streams_app.dead_letters import TOPIC as DEAD_LETTERS
 from streams_app.errors import KafkaUnreachable
 from streams_app.kafka import KafkaAddress
@@ -38,7 +39,7 @@ class Finding(NamedTuple):
 
 
 def required_topics(app: App) -> list[TopicSpec]:
-    """All topics of the app and its siblings: declared ones, changelogs, and the one for dead letters."""
+    """All topics of the app and its siblings: declared ones, changelogs, and those for dead letters."""
     specs = {spec.name: spec for each in app.family for spec in _topics_of(each)}
     return list(specs.values())
 
@@ -54,7 +55,8 @@ def _topics_of(app: App) -> list[TopicSpec]:
         spec(table.changelog_topic_name, table.partitions, {"cleanup.policy": "compact", **table.extra_topic_configs})
         for table in app.tables.values()
     ]
-    return [*specs, spec(settings.kafka_prefix + DEAD_LETTERS, None, {})]
+    replayed = spec(settings.kafka_prefix + REPLAYED_TOPIC, 1, {"cleanup.policy": "compact"})
+    return [*specs, spec(settings.kafka_prefix + DEAD_LETTERS, None, {}), replayed]
 
 
 def create_topics(kafka: KafkaAddress, specs: Iterable[TopicSpec]) -> dict[str, bool]:

@@ -6,17 +6,23 @@ outside (a web view, a timer) only committed values are seen, and nothing can be
 
 from __future__ import annotations
 
-from collections.abc import Iterator, KeysView, ValuesView
+import time
+from collections.abc import Callable, Iterable, Iterator, KeysView, ValuesView
 from functools import partial
-from typing import Any, cast
+from typing import Any, ClassVar, TypeAlias, cast
 
 import faust
 from faust.exceptions import ImproperlyConfigured
+from faust.types.windows import WindowRange
 
 from streams_app.batch import Overlay, check_size
 from streams_app.codecs import Codec, key_codec, value_codec
 from streams_app.events import Event, current_event
 from streams_app.store import TIME_BYTES, Store
+from streams_app.windows import CLOCK_ROW, WINDOW_BYTES, TimeWindow, WindowedTable, WindowKeys, to_ms
+
+#: Pairs of ``(key, window range)`` and value.
+Rows: TypeAlias = Iterable[tuple[tuple[Any, WindowRange], Any]]
 
 
 class TableData:
@@ -26,6 +32,7 @@ class TableData:
         #: Partition to store; the engine opens and closes them.
         self.partitions: dict[int, Store] = {}
         self._table = table.name
+        self._app = table.app
         self._changelog: str = table.changelog_topic_name
         self._skip = 0 if table.expires_s is None else TIME_BYTES
         key_serializer = None if table.key_type in {bytes, str} else table.key_serializer
@@ -85,9 +92,14 @@ class TableData:
         for key in list(self):
             del self[key]
 
-    def _stored(self, key: bytes) -> bytes | None:
+    def _event(self) -> Event | None:
+        """The event in hand, if the table is kept under its guarantee: another's agents see committed values."""
         event = current_event()
-        if event is not None and event.batch is not None:
+        return event if event is not None and event.batch is not None and event.app is self._app else None
+
+    def _stored(self, key: bytes) -> bytes | None:
+        event = self._event()
+        if event is not None:
             return self._overlay(event).get(key)
         for store in list(self.partitions.values()):
             stored = store.get(key)
@@ -96,8 +108,8 @@ class TableData:
         return None
 
     def _scan(self) -> Iterator[tuple[bytes, bytes]]:
-        event = current_event()
-        if event is not None and event.batch is not None:
+        event = self._event()
+        if event is not None:
             yield from self._overlay(event).items()
         else:
             for store in list(self.partitions.values()):
@@ -108,6 +120,11 @@ class TableData:
         if event is None or event.batch is None:
             raise TypeError(
                 f"table {self._table} was written outside of an agent; send an event to an agent that writes it"
+            )
+        if event.app is not self._app:
+            raise ImproperlyConfigured(
+                f"table {self._table} is kept by {self._app.conf.id}, and an agent of {event.app.conf.id} wrote it; send an "
+                "event to an agent of the table's own app, and let that write"
             )
         event.batch.check_alive()
         return event
@@ -127,15 +144,78 @@ class TableData:
         return Overlay(store, self._changelog)
 
 
+class WindowedData(TableData):
+    """The data of a windowed table: rows by ``(key, window range)``, stamped by the table's time relation."""
+
+    def __init__(self, table: Table, window: TimeWindow) -> None:
+        super().__init__(table)
+        self._window = window
+        self._rows = WindowKeys(window, self._keys)
+        self._keys = Codec(self._rows.encode, self._rows.decode)
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        raise TypeError(
+            f"table {self._table} has windows, and {key!r} says nothing of the event's time; write what its tumbling() or "
+            "hopping() gave"
+        )
+
+    def __delitem__(self, key: Any) -> None:
+        super().__delitem__(key)
+        if self._skip:
+            # The row's time may have been the newest, and a restore knows the time by the rows that are left.
+            overlay = self._overlay(self._event_in_hand())
+            overlay.writes[CLOCK_ROW] = overlay.time(0) + CLOCK_ROW
+
+    def write(self, rows: Rows, timestamp: float) -> None:
+        """Set all ``rows``, for an event of ``timestamp`` (seconds since 1970), or none of them.
+
+        Raises:
+            ValueError: one of the windows is closed, or too far ahead, or a row is too large.
+        """
+        overlay, time_ms = self._overlay(self._event_in_hand()), to_ms(timestamp)
+        writes = {}
+        for (key, window), value in rows:
+            start_ms = self._window.start_ms(window)
+            self._window.check_writable(self._table, start_ms, time_ms, overlay.clock_ms)
+            row_key, stored = self._rows.row_key(key, start_ms), self._values.encode(value)
+            check_size(self._changelog, row_key, stored)
+            writes[row_key] = stored
+        stamp = overlay.time(time_ms) if self._skip else b""
+        for row_key, stored in writes.items():
+            overlay.writes[row_key] = stamp + stored
+
+    def newest_ms(self) -> int:
+        """The record time of the event's partition, as its batch sees it; 0 before the first."""
+        event = self._event()
+        if event is None:
+            raise RuntimeError("outside of the table's own agents there is no event, whose partition's newest time this is")
+        return self._overlay(event).clock_ms
+
+    def keys_of_windows(self) -> Iterator[Any]:
+        """Each key that has a row, once."""
+        return map(self._rows.own_key, dict.fromkeys(key[:-WINDOW_BYTES] for key, _ in self._scan()))
+
+    def _scan(self) -> Iterator[tuple[bytes, bytes]]:
+        return (row for row in super()._scan() if self._rows.are_in(row[0]))
+
+
 class Table(faust.Table[Any, Any]):
     """`faust.Table`, transactional; see the module.
 
     ``expires_s``: a key that was not written for that long, of its partition's record time, is deleted, inside the
     transaction of a later batch. Record time is the largest timestamp among the events that wrote to the partition, and
     never ahead of the clock of this machine; so where several topics write one table, the one that is ahead decides.
+
+    ``tumbling`` and ``hopping`` make it a windowed table: see `streams_app.windows`. Its record time is that of its time
+    relation, and ``expires_s`` follows from the ``expires`` of the windows.
     """
 
+    WindowWrapper: ClassVar[Any] = WindowedTable
+    window: TimeWindow | None
+
     def __init__(self, app: faust.App, *, expires_s: float | None = None, **kwargs: Any) -> None:
+        if kwargs.get("on_window_close") is not None:
+            raise ImproperlyConfigured(f"table {kwargs.get('name')}: on_window_close is not supported yet")
         super().__init__(app, **kwargs)
         self.expires_s = expires_s
         self._view: TableData | None = None
@@ -149,7 +229,7 @@ class Table(faust.Table[Any, Any]):
     def data(self) -> TableData:  # type: ignore[override]
         """The stores behind the table."""
         if self._view is None:
-            self._view = TableData(self)
+            self._view = TableData(self) if self.window is None else WindowedData(self, self.window)
         return self._view
 
     async def on_start(self) -> None:
@@ -183,6 +263,56 @@ class Table(faust.Table[Any, Any]):
     def on_clear(self) -> None:
         """Nothing to send: the batch's writes are the changelog."""
 
-    def using_window(self, *args: Any, **kwargs: Any) -> Any:
-        """Windows are refused so far: their clean-up would write outside of transactions."""
-        raise ImproperlyConfigured(f"table {self.name}: windows are not supported under exactly_once yet")
+    def using_window(self, window: Any, *, key_index: bool = False) -> WindowedTable:
+        """Give the table windows; ``key_index`` changes nothing, see `WindowedTable`.
+
+        Raises:
+            ImproperlyConfigured: the table has windows or an expiry already, or cannot have these.
+        """
+        if self.window is not None:
+            raise ImproperlyConfigured(f"table {self.name} has windows already; declare another table for others")
+        if self.expires_s is not None:
+            raise ImproperlyConfigured(f"table {self.name}: expires_s is for tables without windows; give them expires")
+        self.window = TimeWindow.of(self.name, window)
+        self.expires_s = self.window.kept_s
+        self._view = None
+        # The changelog stays compacted only. Faust would let the broker delete what is older than `expires` by the clock:
+        # with a backlog of old events, rows that are needed.
+        return cast(WindowedTable, self.WindowWrapper(self))
+
+    def write_windows(self, rows: Rows, timestamp: float) -> None:
+        """Set rows; see `WindowedData.write`."""
+        cast(WindowedData, self.data).write(rows, timestamp)
+
+    def newest_ms(self) -> int:
+        """See `WindowedTable.newest`."""
+        if self.expires_s is None:
+            raise ImproperlyConfigured(f"table {self.name}: without expires, its windows have no record time to give")
+        return cast(WindowedData, self.data).newest_ms()
+
+    def window_keys(self) -> Iterator[Any]:
+        """Each key that has a row in some window, once."""
+        return cast(WindowedData, self.data).keys_of_windows()
+
+    def _should_expire_keys(self) -> bool:
+        # Faust's clean-up of windows would write outside of transactions: rows expire with a batch.
+        return False
+
+    def _apply_window_op(self, op: Callable[[Any, Any], Any], key: Any, value: Any, timestamp: float) -> None:
+        rows = [(key, window) for window in self._window_ranges(timestamp)]
+        self.write_windows([(row, op(self[row], value)) for row in rows], timestamp)
+
+    def _set_windowed(self, key: Any, value: Any, timestamp: float) -> None:
+        self.write_windows([((key, window), value) for window in self._window_ranges(timestamp)], timestamp)
+
+    def _del_windowed(self, key: Any, timestamp: float) -> None:
+        rows = [(key, window) for window in self._window_ranges(timestamp)]
+        there = [row for row in rows if row in self]
+        if not there:
+            raise KeyError(key)
+        for row in there:
+            del self[row]
+
+    def _relative_now(self, event: Any = None) -> float:
+        # Faust's is that of the newest window it has seen since it was started: 1970 to begin with.
+        return time.time()

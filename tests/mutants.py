@@ -157,4 +157,94 @@ MUTANTS = [
         "",
         "test_store.py::test_a_checkpoint_that_lies_is_not_believed",
     ),
+    Mutant(
+        "commits at most once behind the processing",
+        "at most once",
+        "engine.py",
+        "            if self._guarantee.claims_first:\n"
+        "                self._check_committable(batch, assignment)\n"
+        "                await self._in_thread(self._guarantee.take, batch, self._positions)\n"
+        "            self._deliver(batch, fetched)\n"
+        "            await self._settle(batch, fetched, assignment, until_s)\n",
+        "            self._deliver(batch, fetched)\n"
+        "            await self._settle(batch, fetched, assignment, until_s)\n"
+        "            if self._guarantee.claims_first:\n"
+        "                self._check_committable(batch, assignment)\n"
+        "                await self._in_thread(self._guarantee.take, batch, self._positions)\n",
+        "test_at_most_once.py::test_a_zombie_that_wakes_up_with_its_claim_in_hand_changes_nothing",
+    ),
+    Mutant(
+        "commits at least once before the processing",
+        "at least once",
+        "guarantees.py",
+        "        self._outbox = Outbox(config, retries=True, timeout_s=timeout_s)\n",
+        "        self._outbox = Outbox(config, retries=True, timeout_s=timeout_s)\n"
+        "        self.claims_first = True\n"
+        "        self.take = lambda batch, began: self.claim(batch.consumed, {}, batch.pin)\n",
+        "test_at_least_once.py::test_a_kill_at_each_step_loses_nothing_and_counts_once[1 prepare: begin]",
+    ),
+    Mutant(
+        "commits at least once before the outputs are acknowledged",
+        "at least once",
+        "outbox.py",
+        "        if failures:\n",
+        "        if False:\n",
+        "test_outbox.py::test_a_failure_fails_the_batch_that_is_about_to_commit",
+    ),
+    Mutant(
+        "forgets what predecessors gave up",
+        "at most once",
+        "guarantees.py",
+        "claim.reported(before) if claim else 0",
+        "0",
+        "test_at_most_once.py::test_a_kill_at_each_step_repeats_nothing_and_loses_no_more_than_reported[0 claimed]",
+    ),
+    Mutant(
+        "takes nothing back from a batch",
+        "at most once",
+        "engine.py",
+        "            withdrawn = batch.withdraw()\n",
+        "            withdrawn: dict[TP, list[Message]] = {}\n",
+        "test_at_most_once.py::test_a_clean_stop_loses_nothing",
+    ),
+    Mutant(
+        "keeps what it took back for itself",
+        "at most once",
+        "guarantees.py",
+        "        if self._in_hand:\n",
+        "        if False:\n",
+        "test_at_most_once.py::test_a_clean_stop_loses_nothing",
+    ),
+    Mutant(
+        "takes back what an agent has begun",
+        "barrier",
+        "batch.py",
+        "            if event.taken:\n",
+        "            if event.acked:\n",
+        "test_batch.py::test_what_no_agent_has_begun_is_taken_back_whole",
+    ),
+    Mutant(
+        "commits offsets under whatever membership it has",
+        "13",
+        "faust_adapter.py",
+        "        if not pin.is_valid or pin != self.live_pin():\n",
+        "        pin = self.live_pin()\n        if not pin.is_valid:\n",
+        "test_adapter.py::test_a_commit_under_another_membership_is_not_even_sent",
+    ),
+    Mutant(
+        "goes on as the same member after a commit of unknown outcome",
+        "13",
+        "faust_adapter.py",
+        "        coordinator.reset_generation()\n",
+        "",
+        "test_adapter.py::test_a_commit_of_unknown_outcome_costs_the_membership",
+    ),
+    Mutant(
+        "sends again at most once",
+        "at most once",
+        "outbox.py",
+        '"message.send.max.retries": 0',
+        '"message.send.max.retries": 5',
+        "test_outbox.py::test_at_most_once_never_sends_again",
+    ),
 ]

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import aiokafka
 import pytest
 from aiokafka.consumer.group_coordinator import GroupCoordinator
 from aiokafka.consumer.subscription_state import Assignment, SubscriptionState, TopicPartitionState
+from aiokafka.errors import KafkaConnectionError
+from aiokafka.protocol.group import LeaveGroupRequest
 from faust import App, Stream
 from faust.agents import Agent
 from faust.assignor.partition_assignor import PartitionAssignor
@@ -16,10 +20,15 @@ from faust.streams import _current_event
 from faust.tables.manager import TableManager
 from faust.transport import conductor
 from faust.transport.drivers import aiokafka as driver
+from faust.types import TP
 from mode.supervisors import SupervisorStrategy
 from mode.utils.queues import ThrowableQueue
 
-from streams_app.faust_adapter import Assignor
+from streams_app.errors import PartitionsLost, StreamsAppError, TransactionAborted
+from streams_app.faust_adapter import Assignor, ConsumerThread
+from streams_app.session import Pin
+
+PIN = Pin("group", 3, "member")
 
 
 @pytest.mark.parametrize(
@@ -37,6 +46,8 @@ from streams_app.faust_adapter import Assignor
         (driver.Consumer, "_new_consumer_thread"),
         (GroupCoordinator, "_send_req"),
         (GroupCoordinator, "ensure_coordinator_known"),
+        (GroupCoordinator, "reset_generation"),
+        (GroupCoordinator, "coordinator_dead"),
         (Assignment, "state_value"),
         (SubscriptionState, "subscription"),
         (TopicPartitionState, "has_valid_position"),
@@ -64,6 +75,8 @@ def test_a_name_that_we_override_or_call_is_there(owner: type, name: str) -> Non
         (aiokafka.AIOKafkaConsumer.start, "self._coordinator"),
         (GroupCoordinator.__init__, "self.generation"),
         (GroupCoordinator.__init__, "self.member_id"),
+        (GroupCoordinator.__init__, "self.coordinator_id"),
+        (GroupCoordinator.reset_generation, "self.request_rejoin()"),
         (TopicPartitionState.__init__, "self.lso"),
         (SupervisorStrategy._supervisor.fun, "self._please_wakeup = None"),
         (Agent._execute_actor, "await self._on_error(self, exc)"),
@@ -105,3 +118,85 @@ def test_the_pin_and_the_records_are_taken_in_one_step() -> None:
     assert source.index("reassignment_in_progress") < source.index("drained = {}")
     between = source[source.index("drained = {}") : source.index("return drained")]
     assert "await" not in between
+
+
+class Coordinator:
+    """aiokafka's, as far as a commit needs it."""
+
+    def __init__(self, answer: object) -> None:
+        self.generation, self.member_id, self.coordinator_id = 3, "member", 0
+        self.asked: list[object] = []
+        self.left: list[str] = []
+        self._answer = answer
+
+    async def _send_req(self, request: object) -> object:
+        if isinstance(request, LeaveGroupRequest):
+            self.left.append("member")
+            return None
+        self.asked.append(request)
+        if isinstance(self._answer, Exception):
+            raise self._answer
+        return SimpleNamespace(topics=[("t", [(0, 0), (1, self._answer)])])
+
+    async def ensure_coordinator_known(self) -> None:
+        """It is."""
+
+    def reset_generation(self) -> None:
+        self.generation, self.member_id = -1, ""
+
+    def coordinator_dead(self) -> None:
+        self.coordinator_id = None  # type: ignore[assignment]
+
+
+def commit_once(answer: object, pin: Pin = PIN) -> Coordinator:
+    """Commit through a thread that has only a coordinator."""
+    coordinator = Coordinator(answer)
+    thread = object.__new__(ConsumerThread)
+    thread.app = SimpleNamespace(conf=SimpleNamespace(id="group"))  # type: ignore[assignment]
+    thread._consumer = SimpleNamespace(_coordinator=coordinator)
+    thread._ensure_consumer = lambda: thread._consumer  # type: ignore[method-assign]
+    try:
+        asyncio.run(thread.commit_once(pin, {TP("t", 0): (5, "m"), TP("t", 1): (6, "m")}))
+    except StreamsAppError as error:
+        error.coordinator = coordinator  # type: ignore[attr-defined]
+        raise
+    return coordinator
+
+
+def test_a_commit_goes_out_once_under_its_pin() -> None:
+    """Tried again under the next membership, it puts back what somebody else has moved on."""
+    [request] = commit_once(0).asked
+    assert request._consumer_group_generation_id == PIN.generation  # type: ignore[attr-defined]
+    assert request._consumer_id == PIN.member_id  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("pin", [PIN._replace(generation=-1), PIN._replace(generation=2), PIN._replace(member_id="")])
+def test_a_commit_under_another_membership_is_not_even_sent(pin: Pin) -> None:
+    """Generation -1 without a member passes unchecked."""
+    with pytest.raises(PartitionsLost) as lost:
+        commit_once(0, pin)
+    assert lost.value.coordinator.asked == []  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("code", [22, 25, 27])
+def test_a_group_that_moved_on_is_told(code: int) -> None:
+    """The partitions belong to somebody else, who goes on from what was committed before."""
+    with pytest.raises(PartitionsLost) as lost:
+        commit_once(code)
+    assert lost.value.coordinator.left == []  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("code", [14, 15, 16])
+def test_a_coordinator_that_is_not_there_committed_nothing(code: int) -> None:
+    """A broker that restarts is no reason to leave the group."""
+    with pytest.raises(TransactionAborted):
+        commit_once(code)
+
+
+@pytest.mark.parametrize("answer", [7, KafkaConnectionError(), TimeoutError()])
+def test_a_commit_of_unknown_outcome_costs_the_membership(answer: object) -> None:
+    """It may arrive later, and would put the offset back: under the old membership the broker refuses it."""
+    with pytest.raises(PartitionsLost) as lost:
+        commit_once(answer)
+    coordinator = lost.value.coordinator  # type: ignore[attr-defined]
+    assert (coordinator.generation, coordinator.left, len(coordinator.asked)) == (-1, ["member"], 1)

@@ -81,8 +81,8 @@ def test_a_zombie_that_wakes_up_amid_a_batch_repeats_nothing(balances: Rig) -> N
 
 def test_a_clean_stop_loses_nothing(balances: Rig) -> None:
     """What was claimed and not begun is given back."""
-    first = balances.worker("first", SLEEP_S="0.5").wait_started()
-    balances.send(100, orders=dict.fromkeys(range(0, 100, 10), "sleep"))
+    first = balances.worker("first", SLEEP_S="3").wait_started()
+    balances.send(100, orders=dict.fromkeys(range(0, 100, 5), "sleep"))
     wait_until(lambda: first.says("sleeps"), "an agent is amid a batch")
     first.signal(signal.SIGTERM)
     assert first.wait() == 0

@@ -154,12 +154,6 @@ def test_what_is_not_supported_is_refused_at_once(hand: Hand, kind: str) -> None
         getattr(hand.app, kind)("other")
 
 
-def test_windows_are_refused_at_once(hand: Hand) -> None:
-    """Faust's clean-up of windows writes outside of transactions."""
-    with pytest.raises(ImproperlyConfigured, match="windows"):
-        hand.table.tumbling(60)
-
-
 async def test_a_callback_runs_with_the_metadata_of_its_send(hand: Hand) -> None:
     """After the commit; an aborted batch's callbacks never run."""
     topic = hand.app.topic("out", key_type=str, value_type=int)
@@ -197,3 +191,17 @@ async def test_send_soon_joins_the_transaction_as_send_does(hand: Hand) -> None:
     assert [(output.key, output.value) for output in hand.batch.outputs] == [(b"k", b"1")]
     with pytest.raises(ImproperlyConfigured, match="use send"):
         await topic.publish_message(sent)
+
+
+def test_an_agent_of_another_guarantee_reads_committed_values_and_writes_nothing(hand: Hand) -> None:
+    """In its batch the write would be in the transaction of another group, or in none."""
+    hand.take()
+    hand.table["a"] = 100
+    sibling = hand.app.sibling("at_least_once")
+    foreign = Event(sibling, "k", "v", None, hand.event.message)
+    foreign.batch = Batch(Pin("group", 1, "member"))
+    in_hand.set(foreign)
+    assert hand.table["a"] == 1
+    assert dict(hand.table.items()) == {"a": 1, "b": 2}
+    with pytest.raises(ImproperlyConfigured, match="tables-at-least-once wrote it"):
+        hand.table["a"] = 5

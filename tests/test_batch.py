@@ -1,0 +1,85 @@
+"""What is taken back from a batch comes again, and nothing else does."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import pytest
+from faust.types import TP, Message
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streams_app.batch import Batch
+from streams_app.errors import DeadBatchError
+from streams_app.events import Event
+from streams_app.session import Output, Pin
+
+PIN = Pin("group", 1, "member")
+
+
+def message(tp: TP, offset: int) -> Message:
+    return Message(tp.topic, tp.partition, offset, 0.0, 0, [], b"k", b"v", None, 1, 1, tp)
+
+
+def filled(records: dict[TP, int], agents: int, aside: set[tuple[TP, int]]) -> Batch:
+    """A batch of so many records of each partition, each for so many agents, but for those set aside."""
+    batch = Batch(PIN)
+    for tp, count in records.items():
+        batch.messages[tp] = [message(tp, offset) for offset in range(count)]
+        batch.consumed[tp] = count
+        for each in batch.messages[tp]:
+            if (tp, each.offset) in aside:
+                batch.set_aside[tp, each.offset] = Output("dead-letters", None, None)
+                continue
+            for _ in range(agents):
+                batch.add(Event(cast(Any, None), None, None, [], each))
+    return batch
+
+
+@given(st.data())
+def test_what_no_agent_has_begun_is_taken_back_whole(data: st.DataObject) -> None:
+    """Taken back though begun, an event would be done twice; kept though not begun, it would hold up its batch."""
+    partitions = [TP("a", 0), TP("a", 1), TP("b", 0)]
+    records = {tp: data.draw(st.integers(1, 6)) for tp in data.draw(st.sets(st.sampled_from(partitions), min_size=1))}
+    aside = {(tp, offset) for tp in records for offset in data.draw(st.sets(st.integers(0, 5)))}
+    batch = filled(records, data.draw(st.integers(1, 2)), {at for at in aside if at[1] < records[at[0]]})
+    everything = {tp: list(messages) for tp, messages in batch.messages.items()}
+    for event in batch.events:
+        event.taken = data.draw(st.booleans())
+        if event.taken and data.draw(st.booleans()):
+            event.ack()
+    events = list(batch.events)
+    withdrawn = batch.withdraw()
+    for tp, messages in everything.items():
+        assert batch.messages[tp] + withdrawn.get(tp, []) == messages
+        end = len(batch.messages[tp])
+        assert batch.consumed.get(tp, 0) == end
+        assert all(offset < end for other, offset in batch.set_aside if other == tp)
+        untaken = [event.message.offset for event in events if event.message.tp == tp and not event.taken]
+        taken = [event.message.offset for event in events if event.message.tp == tp and event.taken]
+        assert not taken or max(taken) < end, "an event that was begun stays"
+        assert not withdrawn.get(tp) or withdrawn[tp][0].offset in untaken, "no more is taken back than need be"
+    assert batch.pending == sum(not event.acked for event in batch.events)
+    assert [event.withdrawn for event in events] == [event not in batch.events for event in events]
+
+
+def test_nothing_enters_a_batch_that_is_over() -> None:
+    """It would be in no transaction, or in half of one."""
+    batch = Batch(PIN)
+    batch.drop()
+    with pytest.raises(DeadBatchError):
+        batch.send(Output("t", None, None))
+    batch = Batch(PIN)
+    batch.seal()
+    with pytest.raises(DeadBatchError):
+        batch.send(Output("t", None, None))
+
+
+def test_an_event_that_is_not_delivered_again_is_given_up_and_counted() -> None:
+    """At most once: its neighbours go on, and the loss is told."""
+    batch = Batch(PIN, redelivers=False)
+    for offset in range(2):
+        batch.add(Event(cast(Any, None), None, None, [], message(TP("a", 0), offset)))
+    batch.fail(batch.events[0])
+    assert batch.failure is None
+    assert (batch.given_up, batch.pending) == (1, 1)
