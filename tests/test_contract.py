@@ -10,16 +10,27 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from agents import ledger
-from streams_app import app
+from agents import analytics, ledger, sensors
+from streams_app import app, at_least_once, at_most_once
 from streams_app.dead_letters import TOPIC, dead_letter
 from streams_app.settings import Settings
+from tables.analytics import PageView, PageViewCount
 from tables.ledger import Credit, Entry, Result, Transfer
+from tables.sensors import Observation, Reading
 
 CHECKOUT = Path(__file__).parent.parent
 CONTRACT = (CHECKOUT / "docs" / "contract.md").read_text()
 README = (CHECKOUT / "README.md").read_text()
-FORMS = {"transfers": Transfer, "credits": Credit, "ledger": Entry, "transfer-results": Result}
+FORMS = {
+    "transfers": Transfer,
+    "credits": Credit,
+    "ledger": Entry,
+    "transfer-results": Result,
+    "sensor-readings": Reading,
+    "sensor-observations": Observation,
+    "page-views": PageView,
+    "page-view-counts": PageViewCount,
+}
 
 
 def rows(text: str, columns: int) -> list[list[str]]:
@@ -35,9 +46,21 @@ def names(cell: str) -> list[str]:
 def test_the_topics_and_their_fields_are_those_of_the_contract() -> None:
     """A program of somebody else reads or writes them."""
     table = {names(topic)[0]: names(form) for topic, _, form in rows(CONTRACT, 3)}
-    assert set(table) == set(app.declared) == set(FORMS)
+    assert set(table) == {topic for each in app.family for topic in each.declared} == set(FORMS)
     for topic, form in FORMS.items():
         assert table[topic] == [field.name for field in msgspec.structs.fields(form)]
+
+
+def test_each_guarantee_reads_its_inputs_in_a_group_of_its_own() -> None:
+    """Whoever watches the lag of a group knows them by name."""
+    assert {each.conf.id: each.guarantee for each in app.family} == {
+        "streams-app": "exactly_once",
+        "streams-app-at-least-once": "at_least_once",
+        "streams-app-at-most-once": "at_most_once",
+    }
+    assert all(f"`{each.conf.id}`" in CONTRACT for each in app.family)
+    readers = {ledger.debits: app, sensors.observe: at_most_once, analytics.count: at_least_once}
+    assert all(agent.app is each for agent, each in readers.items())
 
 
 def test_the_headers_of_dead_letters_are_those_of_the_contract() -> None:
@@ -51,7 +74,7 @@ def test_the_headers_of_dead_letters_are_those_of_the_contract() -> None:
     assert output.headers is not None
     written = [name for name, _ in output.headers]
     assert written[0] == "own"
-    assert written[1:] == [name for name in names(CONTRACT) if name.startswith("dlq.")]
+    assert written[1:] == [name for name in names(CONTRACT) if name.startswith("dlq.")][: len(written) - 1]
 
 
 def test_a_dead_letter_of_the_largest_record_fits() -> None:
@@ -63,6 +86,7 @@ def test_a_dead_letter_of_the_largest_record_fits() -> None:
     output = dead_letter("", Message(), "code", "text", 1)
     size_bytes = len(output.key or b"") + len(output.value or b"")
     assert 900_000 < size_bytes < 1_000_000
+    assert ("dlq.cut", b"key or value") in (output.headers or ())
 
 
 def test_a_dead_letter_of_a_record_with_huge_headers_fits() -> None:
@@ -101,7 +125,7 @@ def test_the_readme_lists_every_setting_with_its_default() -> None:
             assert listed[variable] == str(default), variable
 
 
-@pytest.mark.parametrize("command", ["worker", "demo", "broker", "provision", "generate", "audit"])
+@pytest.mark.parametrize("command", ["worker", "demo", "broker", "provision", "generate", "audit", "dead-letters"])
 def test_the_commands_of_the_contract_exist(command: str) -> None:
     """Scripts call them."""
     from faust.cli.faust import cli  # noqa: PLC0415
