@@ -1,6 +1,6 @@
-"""Money moves exactly once.
+"""Three guarantees side by side: money moves exactly once, sensors at most once, analytics at least once.
 
-``faust -A streams_app COMMAND`` finds `app` here; agents and tables declare themselves on it::
+``faust -A streams_app COMMAND`` finds `app` here. Agents and tables declare themselves on it, or on one of its siblings::
 
     from streams_app import app
 
@@ -13,14 +13,15 @@
             counts[page] += 1
 """
 
+from streams_app import commands, metrics
 from streams_app.application import App
-from streams_app.commands import register
 from streams_app.dead_letters import set_aside
 from streams_app.partitioning import partition_of
 
 app = App("streams-app", processing_guarantee="exactly_once", autodiscover=["agents"])
 at_least_once = app.sibling("at_least_once")
 at_most_once = app.sibling("at_most_once")
-register(app)
+commands.register(app)
+metrics.register(app)
 
 __all__ = ["App", "app", "at_least_once", "at_most_once", "partition_of", "set_aside"]

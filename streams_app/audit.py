@@ -7,9 +7,13 @@ unseen          committed input that the group has not consumed
 open            a transaction that was begun and not ended, at rest
 table differs   a store on this machine that is not the fold of its changelog up to the store's checkpoint
 store ahead     a store whose checkpoint lies behind the end of its changelog: something uncommitted reached the disk
+no claim        an at-most-once offset that does not say how many events its workers may have lost
 missing         a topic that does not exist
 truncated       a topic whose beginning was deleted: what it held cannot be judged any more
 =============== ====================================================================================================
+
+At most once promises nothing of its tables: rows of a store that differ from the changelog are a figure, not a finding.
+Another figure is what the workers *report*: the most that may have been lost, as their offsets say (`claims.Claim`).
 
 What the agents promise beyond that, their checks judge (`streams_app.registry.Check`), from the same committed records.
 """
@@ -24,7 +28,6 @@ from typing import Any, NamedTuple, TypeAlias, cast
 import msgspec
 from confluent_kafka import (
     Consumer,
-    ConsumerGroupTopicPartitions,
     IsolationLevel,
     KafkaError,
     KafkaException,
@@ -34,8 +37,10 @@ from confluent_kafka import (
 from confluent_kafka import admin as kafka_admin
 from rich.table import Table as RichTable
 
+from streams_app.claims import Claim
 from streams_app.errors import KafkaUnreachable
 from streams_app.kafka import KafkaAddress
+from streams_app.offsets import metadata_of
 from streams_app.registry import Check, Facts, Finding, Findings, Observed
 from streams_app.settings import Settings
 from streams_app.store import TIME_BYTES, local_stores, read_only_copy
@@ -46,6 +51,8 @@ TP: TypeAlias = tuple[str, int]
 _EARLIEST = cast(Any, kafka_admin).OffsetSpec.earliest()
 _LATEST = cast(Any, kafka_admin).OffsetSpec.latest()
 
+AT_MOST_ONCE = "at_most_once"
+
 _REQUEST_TIMEOUT_S = 10.0
 _NO_PROGRESS_S = 60.0
 _CHUNK_RECORDS = 10_000
@@ -55,7 +62,7 @@ _PROGRESS_RECORDS = 50_000
 
 
 class AuditedTable(NamedTuple):
-    """A table whose writes are transactional; ``changelog`` is the whole name of the topic."""
+    """A table; ``changelog`` is the whole name of the topic."""
 
     name: str
     changelog: str
@@ -63,11 +70,12 @@ class AuditedTable(NamedTuple):
 
 
 class AuditedApp(NamedTuple):
-    """A consumer group, what it consumes (whole names of topics), and its tables."""
+    """A consumer group, what it consumes (whole names of topics), its tables, and what it promises."""
 
     app_id: str
     inputs: Sequence[str]
     tables: Sequence[AuditedTable]
+    guarantee: str = "exactly_once"
 
 
 class Section(msgspec.Struct):
@@ -76,6 +84,8 @@ class Section(msgspec.Struct):
     name: str
     figures: dict[str, Any]
     findings: list[Finding]
+    #: Of the app, or of the app whose input the check looks at; empty: of none.
+    guarantee: str = ""
 
     @property
     def held(self) -> bool:
@@ -97,9 +107,30 @@ class Report(msgspec.Struct):
         """Whether every guarantee held."""
         return all(section.held for section in self.sections)
 
+    def guarantees(self) -> dict[str, dict[str, int | None]]:
+        """What became of the events under each guarantee: ``lost``, ``repeated``, and ``reported`` at most once.
+
+        ``lost`` and ``repeated`` are what the checks counted; None: no check counts it, so nobody knows.
+        """
+        by_guarantee: dict[str, list[dict[str, Any]]] = {}
+        for section in self.sections:
+            if section.guarantee:
+                by_guarantee.setdefault(section.guarantee, []).append(section.figures)
+        outcomes: dict[str, dict[str, int | None]] = {}
+        for guarantee, figures in by_guarantee.items():
+            outcomes[guarantee] = {name: _total(figures, name) for name in ("lost", "repeated")}
+            if guarantee == AT_MOST_ONCE:
+                # The app's own, which comes first: a check may show it again.
+                outcomes[guarantee]["reported"] = _total(figures[:1], "reported")
+        return outcomes
+
     def document(self) -> dict[str, Any]:
         """As plain values, for JSON."""
-        document: dict[str, Any] = {"held": self.held, **msgspec.to_builtins(self)}
+        document: dict[str, Any] = {
+            "held": self.held,
+            "guarantees": self.guarantees(),
+            **msgspec.to_builtins(self),
+        }
         for plain, section in zip(document["sections"], self.sections, strict=True):
             plain["held"] = section.held
         return document
@@ -116,7 +147,8 @@ class Report(msgspec.Struct):
             table.add_column(column, overflow="fold")
         for section in self.sections:
             table.add_section()
-            table.add_row(section.name, "held" if section.held else "[bold red]NOT held[/]", "", "")
+            name = f"{section.name}\n{in_words(section.guarantee)}" if section.guarantee else section.name
+            table.add_row(name, "held" if section.held else "[bold red]NOT held[/]", "", "")
             for name, figure in section.figures.items():
                 table.add_row("", name, _figure(figure), "")
             for finding in section.findings:
@@ -126,22 +158,40 @@ class Report(msgspec.Struct):
         return table
 
 
+def _total(figures: Iterable[Mapping[str, Any]], name: str) -> int | None:
+    """Sum of the figures of that name; None: there is none."""
+    found = [int(each[name]) for each in figures if name in each]
+    return sum(found) if found else None
+
+
+def in_words(guarantee: str) -> str:
+    """For people."""
+    return guarantee.replace("_", " ")
+
+
 #: Called now and then with what is going on: a topic's name, or a word, and the records read so far.
 OnProgress: TypeAlias = Callable[[str, int], None]
 
 
-def audited(app: Any, *, tables: bool = True) -> AuditedApp:
-    """What of a Faust app is audited; ``tables=False`` where table writes are not transactional."""
+def audited_family(app: Any) -> list[AuditedApp]:
+    """What of a Faust app and its siblings is audited: those that have agents, wherever they run."""
+    return [audited(each) for each in app.family if each.agents]
+
+
+def audited(app: Any) -> AuditedApp:
+    """What of one Faust app is audited."""
     topics = {name for agent in app.agents.values() for name in getattr(agent.channel, "topics", None) or ()}
-    return AuditedApp(
-        app.conf.id,
-        tuple(sorted(topics)),
-        tuple(
-            AuditedTable(table.name, table.changelog_topic_name, table.expires_s is not None)
-            for table in app.tables.values()
-            if tables
-        ),
+    tables = (
+        AuditedTable(table.name, table.changelog_topic_name, table.expires_s is not None)
+        for table in app.tables.values()
     )
+    return AuditedApp(app.conf.id, tuple(sorted(topics)), tuple(tables), app.guarantee)
+
+
+def guarantee_of(check: type[Check], apps: Iterable[AuditedApp], prefix: str) -> str:
+    """That of the app which reads the first of the check's topics that any app reads; empty: none does."""
+    readers = {topic: app.guarantee for app in apps for topic in app.inputs}
+    return next((readers[prefix + topic] for topic in check.topics if prefix + topic in readers), "")
 
 
 def audit(
@@ -187,27 +237,37 @@ class _Audit:
         self._partitions = self._log.partitions()
         at_rest = self._wait(started_s + wait_s)
         findings = {app.app_id: self._brokers(app) for app in self._apps}
-        checks = {name: self._observed(cls, at_rest) for name, cls in self._checks.items()}
+        # Before the outputs are read: what is in hand now, and lost, is not lost without having been reported.
+        claims = {app.app_id: self._claims(app, findings[app.app_id]) for app in self._apps}
+        facts = Facts(self._settings, {}, at_rest, sum(figures.get("reported", 0) for figures in claims.values()))
+        checks = {name: self._observed(cls, facts) for name, cls in self._checks.items()}
         sections = []
         for app in self._apps:
-            rows = sum(self._table(app, table, findings[app.app_id], checks.values()) for table in app.tables)
-            figures = {"inputs": len(app.inputs), "tables": len(app.tables), "rows": rows}
-            sections.append(Section(f"app {app.app_id}", figures, list(findings[app.app_id].list())))
+            figures = {"inputs": len(app.inputs), **self._tables(app, findings[app.app_id], checks.values())}
+            figures |= claims[app.app_id]
+            sections.append(Section(f"app {app.app_id}", figures, list(findings[app.app_id].list()), app.guarantee))
         for name, check in checks.items():
             check.finish()
-            sections.append(Section(f"check {name}", check.figures, list(check.findings.list())))
+            guarantee = guarantee_of(type(check), self._apps, self._settings.kafka_prefix)
+            sections.append(Section(f"check {name}", check.figures, list(check.findings.list()), guarantee))
         return Report(sections, at_rest, self._log.records, time.monotonic() - started_s)
 
     def _wait(self, deadline_s: float) -> bool:
-        while not (at_rest := self._is_at_rest()) and time.monotonic() < deadline_s:
+        """Wait for rest, and until nothing is in hand at most once either: what a dead worker has in hand stays."""
+        while True:
+            at_rest = self._is_at_rest()
+            if (at_rest and not self._in_hand()) or time.monotonic() > deadline_s:
+                return at_rest
             self._log.on_progress("waiting until all input is consumed", self._log.records)
             time.sleep(4 * _POLL_S)
-        return at_rest
 
     def _is_at_rest(self) -> bool:
         return not any(
             self._log.open_transactions(self._all(app)) or next(self._unseen(app), None) for app in self._apps
         )
+
+    def _in_hand(self) -> bool:
+        return any(self._claims(app, Findings()).get("in hand") for app in self._apps)
 
     def _all(self, app: AuditedApp) -> list[TP]:
         """Partitions of the app's inputs and changelogs, which every transaction of it touches."""
@@ -235,13 +295,28 @@ class _Audit:
             findings.add("unseen", f"{where} is not consumed; does a worker run?")
         return findings
 
-    def _observed(self, cls: type[Check], at_rest: bool) -> Check:
+    def _claims(self, app: AuditedApp, findings: Findings) -> dict[str, int]:
+        """What an at-most-once app says of its losses, as figures; of the others nothing."""
+        if app.guarantee != AT_MOST_ONCE:
+            return {}
+        reported = in_hand = 0
+        for (topic, partition), (offset, metadata) in self._log.metadata(app.app_id, self._tps(*app.inputs)).items():
+            claim = Claim.parse(metadata)
+            if claim is None:
+                where = f"{topic}[{partition}]@{offset}"
+                findings.add("no claim", f"{where} does not say what may have been lost: {metadata!r}")
+            else:
+                reported += claim.reported(offset)
+                in_hand += max(0, offset - claim.began)
+        return {"reported": reported, "in hand": in_hand}
+
+    def _observed(self, cls: type[Check], facts: Facts) -> Check:
         """A check that has seen all of its topics."""
         prefix = self._settings.kafka_prefix
         partitions = {
             topic: self._partitions[prefix + topic] for topic in cls.topics if prefix + topic in self._partitions
         }
-        check = cls(Facts(self._settings, partitions, at_rest))
+        check = cls(facts._replace(partitions=partitions))
         for topic in cls.topics:
             if topic not in partitions:
                 check.findings.add("missing", f"topic {prefix + topic} does not exist; nothing of it can be judged")
@@ -255,6 +330,16 @@ class _Audit:
                     text = f"{prefix + topic}[{partition}] begins at {start}: what was before cannot be judged any more"
                     check.findings.add("truncated", text)
         return check
+
+    def _tables(self, app: AuditedApp, findings: Findings, checks: Iterable[Check]) -> dict[str, int]:
+        """Judge the app's tables; gives their figures."""
+        best_effort = app.guarantee == AT_MOST_ONCE
+        differing = Findings() if best_effort else findings
+        rows = sum(self._table(app, table, differing, checks) for table in app.tables)
+        figures = {"tables": len(app.tables), "rows": rows}
+        if best_effort:
+            figures["rows that differ"] = sum(each.count for each in differing.list())
+        return figures
 
     def _table(self, app: AuditedApp, table: AuditedTable, findings: Findings, checks: Iterable[Check]) -> int:
         """Compare a table's stores with its changelog, and show its rows to the checks; gives the number of rows."""
@@ -352,11 +437,14 @@ class Log:
     """Committed records, and what the brokers say about offsets. All calls block, each with a deadline."""
 
     def __init__(self, address: KafkaAddress, on_progress: OnProgress = lambda what, records: None) -> None:
-        config = {**address.librdkafka(), "log_level": 0}
+        config = self._config = {**address.librdkafka(), "log_level": 0}
         self.on_progress = on_progress
         #: Records read so far.
         self.records = 0
         self._admin = kafka_admin.AdminClient(config)
+        #: For the offsets of groups; they never join them. Not the admin client: in librdkafka 2.16 a broker that answers
+        #: it "not the coordinator", as one does that has just been started, crashes the process (measured).
+        self._groups: dict[str, Consumer] = {}
         self._consumer = Consumer(
             {
                 **config,
@@ -375,7 +463,8 @@ class Log:
 
     def close(self) -> None:
         """Give the connections back."""
-        self._consumer.close()
+        for consumer in (self._consumer, *self._groups.values()):
+            consumer.close()
 
     def partitions(self) -> dict[str, int]:
         """All topics with their numbers of partitions."""
@@ -413,10 +502,18 @@ class Log:
 
     def committed(self, group: str, tps: Iterable[TP]) -> dict[TP, int]:
         """The group's committed offsets; partitions without one are missing."""
-        request = ConsumerGroupTopicPartitions(group, [TopicPartition(*tp) for tp in tps])
-        futures = self._admin.list_consumer_group_offsets([request], request_timeout=_REQUEST_TIMEOUT_S)
-        answer = futures[group].result(timeout=2 * _REQUEST_TIMEOUT_S)
-        return {(each.topic, each.partition): each.offset for each in answer.topic_partitions if each.offset >= 0}
+        return {tp: offset for tp, (offset, _) in self.metadata(group, tps).items()}
+
+    def metadata(self, group: str, tps: Iterable[TP]) -> dict[TP, tuple[int, str]]:
+        """The group's committed offsets, each with the text that was committed along; those without one are missing."""
+        asked = [TopicPartition(*tp) for tp in tps]
+        if not asked:
+            return {}
+        if group not in self._groups:
+            unstable = {"isolation.level": "read_uncommitted", "enable.auto.commit": False}
+            self._groups[group] = Consumer({**self._config, **unstable, "group.id": group})
+        answer = self._groups[group].committed(asked, timeout=_REQUEST_TIMEOUT_S)
+        return {(each.topic, each.partition): (each.offset, metadata_of(each)) for each in answer if each.offset >= 0}
 
     def read(self, starts: Mapping[TP, int]) -> Iterator[Message]:
         """The committed records from ``starts`` up to the stable ends as they are now; each partition by offset.

@@ -99,6 +99,8 @@ class Batch:
         self.sealed = False
         #: Records set aside, by where they are from, with their dead letters.
         self.set_aside: dict[tuple[TP, int], Output] = {}
+        #: How many events agents have set aside themselves.
+        self.set_aside_by_agents = 0
         #: The event whose agent raised.
         self.failure: Event | None = None
         self._changed = asyncio.Event()

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from streams_app.audit import audit as run_audit
-from streams_app.audit import audited
+from streams_app.audit import audited_family
 from streams_app.demo import Options as DemoOptions
 from streams_app.demo_view import run_demo, verdict_panel
 from streams_app.embedded import EmbeddedKafka, run_foreground, shown_progress
@@ -120,7 +120,7 @@ def register(app: App) -> None:
         """Read what was committed and say whether the guarantee held."""
         reading = console(plain=True).status("reading what was committed")
         with exit_codes(), reached_kafka(settings) as address, reading:
-            report = run_audit(address, settings, [audited(app)], checks(), wait_s=wait)
+            report = run_audit(address, settings, audited_family(app), checks(), wait_s=wait)
         if as_json:
             print_json(report.document())
         else:
@@ -138,14 +138,28 @@ def register(app: App) -> None:
     @click.option(
         "--rate", type=click.FloatRange(1, 1_000_000), default=1_000, show_default=True, help="Records/s of each input."
     )
-    @click.option("--seed", type=int, default=None, help="The same seed gives the same input and kills; else any.")
+    @click.option(
+        "--zombies",
+        type=click.IntRange(0, 100),
+        default=1,
+        show_default=True,
+        help="Workers frozen until they are declared dead, and woken again.",
+    )
+    @click.option(
+        "--broker-restarts",
+        type=click.IntRange(0, 100),
+        default=1,
+        show_default=True,
+        help="Kafka killed and restarted.",
+    )
+    @click.option("--seed", type=int, default=None, help="The same seed gives the same input and failures; else any.")
     @click.option("--json", "as_json", is_flag=True, help="The verdict alone on stdout.")
-    def demo(seconds: float, workers: int, kills: int, rate: float, seed: int | None, as_json: bool) -> None:
-        """Kill workers while input flows, then check every committed record."""
-        options = DemoOptions(seconds, workers, kills, rate, secrets.randbelow(10_000) if seed is None else seed)
+    def demo(seed: int | None, as_json: bool, **options: Any) -> None:
+        """Let workers and Kafka fail while input flows, then check every committed record."""
+        wanted = DemoOptions(seed=secrets.randbelow(10_000) if seed is None else seed, **options)
         with exit_codes():
             try:
-                verdict = run_demo(app, options, console(plain=as_json))
+                verdict = run_demo(app, wanted, console(plain=as_json))
             except KeyboardInterrupt:
                 click.echo("interrupted: no verdict; everything that was started has ended", err=True)
                 sys.exit(_INTERRUPTED)
@@ -155,6 +169,10 @@ def register(app: App) -> None:
         else:
             console().print(verdict_panel(verdict, code))
         sys.exit(code)
+
+    from streams_app.letters_commands import register_dead_letters  # noqa: PLC0415 - it needs the helpers above
+
+    register_dead_letters(app)
 
 
 def print_json(document: Any) -> None:

@@ -63,3 +63,4 @@ async def set_aside(code: str, message: str) -> None:
         raise RuntimeError("set_aside() was called outside of an agent: there is no event to set aside")
     app: Any = event.app
     event.batch.send(dead_letter(app.settings.kafka_prefix, event.message, code, message, attempts=1))
+    event.batch.set_aside_by_agents += 1

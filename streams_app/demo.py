@@ -1,62 +1,72 @@
-"""The demo: workers are killed while input flows, and then every committed record is checked.
+"""The demo: workers and Kafka fail while input flows, and then every committed record is checked.
 
 ::
 
-    stages   Kafka ──> workers start ──> input flows, workers are killed ──> the rest is worked off, audit ──> verdict
+    stages   Kafka ──> workers start ──> input flows, failures are inflicted ──> the rest is worked off, audit ──> verdict
     owned    a folder of this run alone (Kafka's data, the workers' tables and logs), or on a Kafka that was there
              before, topics and groups under a prefix of this run alone
 
 Everything that is started here is ended here, whichever way the run ends. The demo knows no agent: input and checks come
-from the registry, figures from the audit. demo_view.py shows it.
+from the registry, figures from the audit. Beside this module: inflicted.py has the failures, flow.py what flows under each
+guarantee, demo_place.py the folder and the topics, verdict.py the end, and demo_view.py shows all of it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import secrets
-import shutil
-import tempfile
+import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from pathlib import Path
 from random import Random
 from threading import Event
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from confluent_kafka import KafkaException
-from confluent_kafka.admin import AdminClient
 
-from streams_app.audit import TP, AuditedApp, AuditedTable, Log, Report, audit, audited
+from streams_app.audit import TP, AuditedApp, AuditedTable, Log, Report, audit, audited, guarantee_of
+from streams_app.demo_place import Place, place_of
 from streams_app.embedded import Broker, EmbeddedKafka, free_port
 from streams_app.errors import ConfigurationError, KafkaUnreachable, StreamsAppError
+from streams_app.flow import Flow
 from streams_app.generate import Feed, Plan
+from streams_app.inflicted import (
+    Committed,
+    Failure,
+    Kind,
+    Planned,
+    Schedule,
+    broker_restart,
+    crash,
+    needed_s,
+    schedule,
+    zombie,
+)
 from streams_app.kafka import KafkaAddress
-from streams_app.registry import checks, generators
+from streams_app.registry import Check, checks, generators
 from streams_app.settings import Settings
 from streams_app.supervisor import Supervisor, WorkerProcess, signals_interrupt
+from streams_app.verdict import Verdict
 
 if TYPE_CHECKING:
     from streams_app.application import App
 
-#: What a worker's log says when it has an assignment at work (engine.py).
-AT_WORK = "partitions started"
 _TICK_S = 0.2
 _REACH_TIMEOUT_S = 5.0
 #: Two workers on two busy cores need 5 s; the first start compiles and creates the topics.
 _START_TIMEOUT_S = 90.0
-#: For the last kill's recovery and what piled up meanwhile.
+#: For the last failure's recovery and what piled up meanwhile.
 _DRAIN_TIMEOUT_S = 60.0
 #: Offsets may be unavailable for a moment (a coordinator that loads), not for longer.
 _MEASURE_TIMEOUT_S = 20.0
 _FEED_GRACE_S = 5.0
-_RATE_WINDOW_S = 3.0
+#: That long a failure that is due waits until work has gone on after the one before, so that they can be told apart.
+_PATIENCE_S = 30.0
 #: A worker that ends by itself is started again, as a process manager does; not for ever.
 _MOST_ENDS = 5
-_ADMIN_TIMEOUT_S = 15.0
+_THROUGH = object()
 
 
 class DemoFailed(StreamsAppError):
@@ -76,121 +86,8 @@ class Options:
     kills: int = 3
     rate: float = 1_000.0
     seed: int = 1
-
-
-@dataclass
-class Kill:
-    """One kill: who, when (seconds since the input began), and how long its work lay still."""
-
-    at_s: float
-    worker: str
-    pid: int
-    killed_s: float
-    #: Offsets that the group had committed when the worker was gone.
-    committed: Mapping[TP, int]
-    #: Seconds until every partition that had work had moved again; None: not yet.
-    recovered_s: float | None = None
-
-
-class Input:
-    """One generated input on its way: what was written, and how far the group has committed it."""
-
-    def __init__(self, feed: Feed, app_id: str, partitions: int) -> None:
-        """``app_id`` is the group that reads it; empty: none does, and nothing of it will be processed."""
-        self.name = feed.plan.name
-        self.app_id = app_id
-        self.feed = feed
-        self.partitions: list[TP] = [(feed.topic, partition) for partition in range(partitions)]
-        self.processed = 0
-        self._samples: deque[tuple[float, int, int]] = deque()
-
-    @property
-    def written(self) -> int:
-        """Records that Kafka has acknowledged."""
-        return self.feed.acknowledged
-
-    def sample(self, now_s: float, processed: int) -> None:
-        """Take note of the committed count."""
-        self.processed = processed
-        self._samples.append((now_s, self.written, processed))
-        while self._samples[0][0] < now_s - _RATE_WINDOW_S:
-            self._samples.popleft()
-
-    def rates(self) -> tuple[float, float]:
-        """Written and processed records per second, over the last few seconds."""
-        if len(self._samples) < 2:
-            return 0.0, 0.0
-        first, last = self._samples[0], self._samples[-1]
-        elapsed_s = last[0] - first[0]
-        return (last[1] - first[1]) / elapsed_s, (last[2] - first[2]) / elapsed_s
-
-
-@dataclass
-class Verdict:
-    """How it went."""
-
-    options: Options
-    report: Report
-    kills: Sequence[Kill]
-    written: Mapping[str, int]
-    #: Workers that ended by themselves, with their exit codes.
-    ended: Sequence[str]
-    #: What is left to look into; None: nothing is.
-    kept: str | None = None
-
-    @property
-    def good(self) -> bool:
-        """Whether every guarantee held, and nothing but our kills ended a worker."""
-        return self.report.held and self.report.at_rest and not self.ended and len(self.kills) == self.options.kills
-
-    @property
-    def slowest_recovery_s(self) -> float | None:
-        """Of all kills; None: there was none."""
-        return max((kill.recovered_s for kill in self.kills if kill.recovered_s is not None), default=None)
-
-    def total(self, figure: str) -> int:
-        """Sum of a figure of that name over all sections of the audit."""
-        return sum(int(section.figures.get(figure, 0)) for section in self.report.sections)
-
-    def document(self) -> dict[str, Any]:
-        """As plain values, for JSON."""
-        return {
-            "good": self.good,
-            "lost": self.total("lost"),
-            "repeated": self.total("repeated"),
-            "written": dict(self.written),
-            "kills": [
-                {
-                    "at_s": round(kill.at_s, 3),
-                    "worker": kill.worker,
-                    "pid": kill.pid,
-                    "recovered_s": None if kill.recovered_s is None else round(kill.recovered_s, 3),
-                }
-                for kill in self.kills
-            ],
-            "slowest_recovery_s": None if self.slowest_recovery_s is None else round(self.slowest_recovery_s, 3),
-            "ended_by_themselves": list(self.ended),
-            "seed": self.options.seed,
-            "seconds": self.options.seconds,
-            "workers": self.options.workers,
-            "rate": self.options.rate,
-            "kept": self.kept,
-            "audit": self.report.document(),
-        }
-
-
-def kill_schedule(options: Options) -> list[tuple[float, int]]:
-    """When (seconds since the input began) and which worker, counted from 0: the same seed gives the same kills.
-
-    One kill in the middle half of each of equal slices, so that a worker has time to come back before the next.
-    """
-    random = Random(options.seed)  # noqa: S311 - repeatable, not secret
-    begin_s, end_s = 0.1 * options.seconds, 0.9 * options.seconds
-    slice_s = (end_s - begin_s) / max(1, options.kills)
-    return [
-        (begin_s + slice_s * (number + random.uniform(0.25, 0.75)), random.randrange(options.workers))
-        for number in range(options.kills)
-    ]
+    zombies: int = 1
+    broker_restarts: int = 1
 
 
 class Demo:
@@ -205,14 +102,23 @@ class Demo:
         #: Since the input began; None: it did not yet.
         self.elapsed_s: float | None = None
         self.supervisor = Supervisor(())
-        self.inputs: list[Input] = []
-        self.kills: list[Kill] = []
+        #: One for each guarantee that runs.
+        self.flows: list[Flow] = []
+        self.schedule = Schedule((), {})
+        #: In the order in which they were inflicted.
+        self.failures: list[Failure] = []
+        #: What was wanted and is not done, and why.
+        self.left_out: list[str] = []
         #: Workers that ended by themselves, with their exit codes.
         self.ended: list[str] = []
         #: What is left to look into when the run was not good.
         self.kept: str | None = None
         self._on_change = on_change
         self._log: Log | None = None
+        self._broker: Broker | None = None
+        #: Those of the failure that is being inflicted.
+        self._steps: Iterator[None] | None = None
+        self._given_up_before: int | None = None
         self._stop, self._give_up = Event(), Event()
         self._feeds: list[Future[None]] = []
         self._measured_s = 0.0
@@ -221,14 +127,14 @@ class Demo:
         """Carry it through, and clean up. Must run in the main thread; SIGINT, SIGTERM and SIGHUP interrupt it.
 
         Raises:
-            ConfigurationError: nothing registers an input.
+            ConfigurationError: nothing registers an input, or no agent that runs here reads one.
             KafkaUnreachable: Kafka does not answer, at the beginning or later on.
             DemoFailed: the workers do not start, or keep ending by themselves.
             EmbeddedKafkaError, NotDeliveredError, WorkerError: as their texts say.
         """
         if not generators():
             raise ConfigurationError("no module of the package agents registers a generator: there is no input to show")
-        with signals_interrupt() as ignore_signals, _place(self.settings, self._keep) as place:
+        with signals_interrupt() as ignore_signals, place_of(self.settings, self._keep) as place:
             self.settings = place.settings
             with contextlib.ExitStack() as held:
                 address = held.enter_context(self._kafka(place))
@@ -243,7 +149,7 @@ class Demo:
         self.kept = what
 
     @contextlib.contextmanager
-    def _kafka(self, place: _Place) -> Iterator[KafkaAddress]:
+    def _kafka(self, place: Place) -> Iterator[KafkaAddress]:
         """Kafka, answering; its topics of this run are deleted at the end of a good run."""
         self._say("starting Kafka")
         with contextlib.ExitStack() as held:
@@ -251,6 +157,7 @@ class Demo:
                 # Not the usual port: that may be wanted by the user's own Kafka while the demo runs.
                 embedded = EmbeddedKafka.ensure(place.folder, port=free_port(), progress=self._say)
                 held.enter_context(embedded)
+                self._broker = embedded.brokers[0]
                 self.settings = replace(self.settings, kafka_url=embedded.url)
                 yield KafkaAddress.parse(embedded.url)
                 return
@@ -261,11 +168,14 @@ class Demo:
 
     def _with_kafka(self, address: KafkaAddress, held: contextlib.ExitStack) -> Verdict:
         self._log = Log(address)
-        held.callback(self._log.close)
+        held.callback(lambda: self._reader().close())
         self.supervisor = held.enter_context(Supervisor([self._worker(number) for number in self._numbers()]))
         held.callback(self._say, "ending the workers")
-        threads = held.enter_context(ThreadPoolExecutor(len(generators()) + 1, "demo"))
+        # A frozen worker would not hear that it shall end.
+        held.callback(self._wake_all)
+        threads = held.enter_context(ThreadPoolExecutor(len(generators()) + 2, "demo"))
         held.callback(self._stop_threads)
+        self._plan()
         self._start_workers()
         self._flow(address, threads)
         return self._judge(address, threads)
@@ -287,41 +197,67 @@ class Demo:
         arguments = ["-A", "streams_app", "worker", "-l", "info", "--without-web"]
         return WorkerProcess(name, "faust", arguments, folder / f"{name}.log", env)
 
+    def _plan(self) -> None:
+        options = self.options
+        wanted = {Kind.CRASH: options.kills, Kind.ZOMBIE: options.zombies}
+        if self._broker is not None:
+            wanted[Kind.BROKER_RESTART] = options.broker_restarts
+        elif options.broker_restarts:
+            self.left_out.append(f"{Kind.BROKER_RESTART}: this Kafka is not ours to kill")
+        self.schedule = schedule(
+            Random(options.seed),  # noqa: S311 - repeatable, not secret
+            options.seconds,
+            options.workers,
+            wanted,
+            self._session_s,
+        )
+        for kind, count in self.schedule.left_out.items():
+            need_s = needed_s(kind, self._session_s)
+            self.left_out.append(f"{count} × {kind}: no {need_s:.0f} s left of {options.seconds:g}")
+
     def _start_workers(self) -> None:
         self._say("starting workers")
         self.supervisor.start()
         deadline_s = time.monotonic() + _START_TIMEOUT_S
-        while late := [worker for worker in self.supervisor.workers if not worker.said(AT_WORK)]:
+        while late := [worker for worker in self.supervisor.workers if not self.is_at_work(worker)]:
             self._revive()
             if time.monotonic() > deadline_s:
                 raise DemoFailed(f"{_names(late)} did not start within {_START_TIMEOUT_S:g} s. {_why(late[0])}")
             self._changed()
             time.sleep(_TICK_S)
 
-    def _flow(self, address: KafkaAddress, threads: ThreadPoolExecutor) -> None:
-        """Let the input flow, and kill on schedule."""
-        self.stage, self.detail = "input flows, workers are killed", ""
-        self.inputs = self._make_inputs(address)
-        self._feeds = [threads.submit(each.feed.run, self._stop, self._on_feed) for each in self.inputs]
-        due = deque(kill_schedule(self.options))
-        started_s = self._measured_s = time.monotonic()
-        while (elapsed_s := time.monotonic() - started_s) < self.options.seconds:
-            self.elapsed_s = elapsed_s
-            if due and elapsed_s >= due[0][0]:
-                self._kill(self.supervisor.workers[due.popleft()[1]], elapsed_s)
-            self._tick()
-        self.elapsed_s = self.options.seconds
+    def is_at_work(self, worker: WorkerProcess) -> bool:
+        """Whether the worker has had an assignment of each guarantee since its latest start."""
+        return all(worker.said(f"({app.guarantee}, generation") for app in self._apps())
 
-    def _make_inputs(self, address: KafkaAddress) -> list[Input]:
+    def _apps(self) -> list[AuditedApp]:
+        """Those that run, under the prefix of this run."""
+        return [audited_as(each, self.settings.kafka_prefix) for each in self.app.family if each.runs_here]
+
+    def _flow(self, address: KafkaAddress, threads: ThreadPoolExecutor) -> None:
+        """Let the input flow, and inflict failures on schedule."""
+        self.stage, self.detail = "input flows, failures are inflicted", ""
+        self.flows = self._make_flows(address)
+        feeds = [feed for flow in self.flows for feed in flow.feeds]
+        self._feeds = [threads.submit(feed.run, self._stop, self._on_feed) for feed in feeds]
+        due = deque(self.schedule.failures)
+        started_s = self._measured_s = time.monotonic()
+        while (elapsed_s := time.monotonic() - started_s) < self.options.seconds or due or self._steps is not None:
+            self.elapsed_s = elapsed_s
+            if due and self._may_begin(due[0], elapsed_s):
+                self._steps = self._inflict(due.popleft(), elapsed_s, threads)
+            self._tick()
+
+    def _make_flows(self, address: KafkaAddress) -> list[Flow]:
         prefix = self.settings.kafka_prefix
-        apps = audited_as(self.app, prefix)
         partitions = self._reader().partitions()
-        inputs = []
-        for name in generators():
-            feed = Feed(Plan(name, rate=self.options.rate, seed=self.options.seed), address, prefix)
-            app_id = next((app.app_id for app in apps if feed.topic in app.inputs), "")
-            inputs.append(Input(feed, app_id, partitions.get(feed.topic, 0)))
-        return inputs
+        feeds = [
+            Feed(Plan(name, rate=self.options.rate, seed=self.options.seed), address, prefix) for name in generators()
+        ]
+        flows = [Flow(app, [feed for feed in feeds if feed.topic in app.inputs], partitions) for app in self._apps()]
+        if not any(flow.feeds for flow in flows):
+            raise ConfigurationError("no agent that runs here reads the topic of a generator: there is nothing to show")
+        return [flow for flow in flows if flow.feeds]
 
     def _judge(self, address: KafkaAddress, threads: ThreadPoolExecutor) -> Verdict:
         """Wait for the rest while the workers go on, then audit."""
@@ -332,20 +268,82 @@ class Demo:
             self._tick()
         report = auditing.result()
         self._tick()
-        written = {each.name: each.written for each in self.inputs}
-        return Verdict(self.options, report, self.kills, written, self.ended)
+        written = {feed.plan.name: feed.acknowledged for flow in self.flows for feed in flow.feeds}
+        inputs = {flow.guarantee: [feed.plan.name for feed in flow.feeds] for flow in self.flows}
+        return Verdict(self.options, report, self.failures, written, inputs, self.ended, self.left_out)
 
     def _audit(self, address: KafkaAddress) -> Report:
         """In a thread: the audit, when all is written."""
         for feed in self._feeds:
             feed.result()
-        apps = audited_as(self.app, self.settings.kafka_prefix)
 
         def on_progress(what: str, records: int) -> None:
             self._abandon()
             self.detail = f"{what}, {records:,} records read" if records else what
 
-        return audit(address, self.settings, apps, checks(), wait_s=_DRAIN_TIMEOUT_S, on_progress=on_progress)
+        apps, settings = self._apps(), self.settings
+        return audit(address, settings, apps, self._checks(), wait_s=_DRAIN_TIMEOUT_S, on_progress=on_progress)
+
+    def _checks(self) -> Mapping[str, type[Check]]:
+        """All but those of guarantees that do not run here."""
+        prefix = self.settings.kafka_prefix
+        elsewhere = [audited_as(each, prefix) for each in self.app.family if each.agents and not each.runs_here]
+        return {name: check for name, check in checks().items() if not guarantee_of(check, elsewhere, prefix)}
+
+    # -- Failures.
+
+    @property
+    def _session_s(self) -> float:
+        return self.settings.session_timeout_ms / 1000
+
+    def _may_begin(self, planned: Planned, elapsed_s: float) -> bool:
+        if elapsed_s < planned.at_s or self._steps is not None:
+            return False
+        last = self.failures[-1] if self.failures else None
+        return last is None or last.has_gone_on or last.age_s() > (last.lasted_s or 0.0) + _PATIENCE_S
+
+    def _inflict(self, planned: Planned, elapsed_s: float, threads: ThreadPoolExecutor) -> Iterator[None]:
+        """Its steps; from the first on it is among the failures."""
+        worker = self.supervisor.workers[planned.worker]
+        began_s = time.monotonic()
+        if planned.kind == Kind.BROKER_RESTART:
+            pid = self._broker.pid if self._broker is not None else None
+            failure = Failure(planned.kind, elapsed_s, "Kafka", pid or 0, began_s)
+            steps = broker_restart(failure, self._restart_kafka, self._look, threads)
+        else:
+            failure = Failure(planned.kind, elapsed_s, worker.name, worker.pid or 0, began_s)
+            if planned.kind == Kind.CRASH:
+                steps = crash(failure, worker, self._look)
+            else:
+                alone = self.options.workers == 1
+                steps = zombie(failure, worker, self._look, self._session_s, alone=alone)
+        self._given_up_before = self._given_up()
+        self.failures.append(failure)
+        return steps
+
+    def _restart_kafka(self) -> None:
+        """In a thread, while nobody else asks Kafka anything."""
+        assert self._broker is not None, "planned for a Kafka of our own only"
+        self._broker.kill()
+        self._broker.start()
+        # Measured: an admin client that lived through it may get no answer for a minute, a new one gets it at once.
+        before, self._log = self._reader(), Log(KafkaAddress.parse(self.settings.kafka_url or ""))
+        before.close()
+
+    def _look(self) -> Committed | None:
+        """Committed offsets by guarantee; None: Kafka does not answer at the moment."""
+        now_s = time.monotonic()
+        try:
+            return {flow.guarantee: flow.measure(self._reader(), now_s) for flow in self.flows}
+        except (KafkaException, TimeoutError):
+            return None
+
+    def _given_up(self) -> int | None:
+        return next((flow.given_up for flow in self.flows if flow.given_up is not None), None)
+
+    def _wake_all(self) -> None:
+        for worker in self.supervisor.workers:
+            worker.send(signal.SIGCONT)
 
     # -- Again and again.
 
@@ -354,19 +352,12 @@ class Demo:
         for feed in self._feeds:
             if feed.done():
                 feed.result()  # raises what the feed raised
+        if self._steps is not None and next(self._steps, _THROUGH) is _THROUGH:
+            self._steps = None
         self._revive()
         self._measure()
         self._changed()
         time.sleep(max(0.0, begun_s + _TICK_S - time.monotonic()))
-
-    def _kill(self, worker: WorkerProcess, elapsed_s: float) -> None:
-        """Kill, take note of how far the group was, start again at once."""
-        pid = worker.pid or 0
-        killed_s = time.monotonic()
-        worker.kill()
-        # Asked between its death and its next life: whatever moves from here on is work taken up again.
-        self.kills.append(Kill(elapsed_s, worker.name, pid, killed_s, self._committed()))
-        worker.start()
 
     def _revive(self) -> None:
         """Start again who ended by itself."""
@@ -378,29 +369,28 @@ class Demo:
 
     def _measure(self) -> None:
         now_s = time.monotonic()
-        try:
-            committed = self._committed()
-            ends = self._reader().ends(committed)
-        except KafkaException as error:
+        if self.failures and self.failures[-1].kind == Kind.BROKER_RESTART and self.failures[-1].lasted_s is None:
+            self._measured_s = now_s
+            return
+        committed = self._look()
+        ends = self._ends(committed) if committed is not None else None
+        if committed is None or ends is None:
             if now_s - self._measured_s > _MEASURE_TIMEOUT_S:
-                raise KafkaUnreachable(f"Kafka has not answered for {_MEASURE_TIMEOUT_S:g} s: {error}") from error
+                raise KafkaUnreachable(f"Kafka has not answered for {_MEASURE_TIMEOUT_S:g} s")
             return
         self._measured_s = now_s
-        for each in self.inputs:
-            # The topics are of this run, begin at 0 and hold no transactions: offsets are counts.
-            each.sample(now_s, sum(offset for tp, offset in committed.items() if tp[0] == each.feed.topic))
-        for kill in self.kills:
-            if kill.recovered_s is None and has_moved(kill.committed, committed, ends):
-                kill.recovered_s = now_s - kill.killed_s
+        for failure in self.failures:
+            failure.measure(committed, ends, now_s)
+        given_up = self._given_up()
+        if self.failures and given_up is not None and self._given_up_before is not None:
+            self.failures[-1].given_up = given_up - self._given_up_before
 
-    def _committed(self) -> dict[TP, int]:
-        """Committed offsets of all inputs that we write; 0 where there is none yet."""
-        committed: dict[TP, int] = {}
-        for each in self.inputs:
-            if each.app_id:
-                committed |= dict.fromkeys(each.partitions, 0)
-                committed |= self._reader().committed(each.app_id, each.partitions)
-        return committed
+    def _ends(self, committed: Committed) -> dict[TP, int] | None:
+        """Ends of the inputs; None: Kafka does not answer at the moment."""
+        try:
+            return self._reader().ends([tp for offsets in committed.values() for tp in offsets])
+        except (KafkaException, TimeoutError):
+            return None
 
     def _reader(self) -> Log:
         if self._log is None:
@@ -432,12 +422,7 @@ class Demo:
         self._give_up.set()
 
 
-def has_moved(before: Mapping[TP, int], now: Mapping[TP, int], ends: Mapping[TP, int]) -> bool:
-    """Whether every partition that has, or had, work since ``before`` was committed further."""
-    return all(now.get(tp, 0) > offset for tp, offset in before.items() if ends.get(tp, 0) > offset)
-
-
-def audited_as(app: App, prefix: str) -> list[AuditedApp]:
+def audited_as(app: App, prefix: str) -> AuditedApp:
     """What is audited of ``app`` when it runs with another KAFKA_PREFIX than it does here."""
     own = app.settings.kafka_prefix
 
@@ -445,8 +430,9 @@ def audited_as(app: App, prefix: str) -> list[AuditedApp]:
         return prefix + name.removeprefix(own)
 
     here = audited(app)
-    tables = [AuditedTable(table.name, renamed(table.changelog), table.expires) for table in here.tables]
-    return [AuditedApp(renamed(here.app_id), tuple(renamed(name) for name in here.inputs), tuple(tables))]
+    tables = tuple(AuditedTable(table.name, renamed(table.changelog), table.expires) for table in here.tables)
+    inputs = tuple(renamed(name) for name in here.inputs)
+    return AuditedApp(renamed(here.app_id), inputs, tables, here.guarantee)
 
 
 def _names(workers: Sequence[WorkerProcess]) -> str:
@@ -455,91 +441,3 @@ def _names(workers: Sequence[WorkerProcess]) -> str:
 
 def _why(worker: WorkerProcess) -> str:
     return f"The log {worker.log} ends:\n{worker.last_lines()}"
-
-
-# --- Where a run leaves its things ------------------------------------------------------------------------------------
-
-
-@dataclass
-class _Place:
-    """The folder of a run, and its prefix if it is a guest of a Kafka that was there before."""
-
-    folder: Path
-    settings: Settings
-    guest_of: KafkaAddress | None = None
-    keep: bool = True
-
-    @property
-    def text(self) -> str:
-        """For people."""
-        if self.guest_of is None:
-            return f"{self.folder} (logs, tables, Kafka's data)"
-        return f"{self.folder} (logs, tables) and the topics {self.settings.kafka_prefix}*"
-
-
-@contextlib.contextmanager
-def _place(settings: Settings, on_keep: Callable[[str], None]) -> Iterator[_Place]:
-    """A folder of this run alone; kept when the run was not good and there is something to look into."""
-    settings.datadir.mkdir(parents=True, exist_ok=True)
-    _end_orphans(settings.datadir)
-    folder = Path(tempfile.mkdtemp(prefix="demo-", dir=settings.datadir)).absolute()
-    own = replace(settings, datadir=folder)
-    if settings.kafka_url is not None:
-        own = replace(own, kafka_prefix=f"demo-{secrets.token_hex(4)}-")
-    place = _Place(folder, own)
-    with open(folder / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        try:
-            yield place
-        except KeyboardInterrupt:
-            place.keep = False
-            raise
-        finally:
-            if place.keep and list(folder.glob("*.log")):
-                on_keep(place.text)
-            else:
-                _remove(place)
-
-
-def _remove(place: _Place) -> None:
-    if place.guest_of is not None:
-        _delete_topics(place.guest_of, place.settings.kafka_prefix)
-    shutil.rmtree(place.folder)
-
-
-def _end_orphans(datadir: Path) -> None:
-    """End the Kafka of earlier runs that were killed themselves, and so could not; their folders stay."""
-    for folder in datadir.glob("demo-*"):
-        try:
-            lock = open(folder / "lock")  # noqa: SIM115 - closed below
-        except FileNotFoundError:
-            continue
-        with lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                continue  # that demo runs
-            for home in folder.glob("kafka/broker-*"):
-                Broker(home, int(home.name.removeprefix("broker-"))).stop()
-
-
-def _delete_topics(address: KafkaAddress, prefix: str) -> None:
-    """Leave a Kafka that is not ours as we found it.
-
-    Raises:
-        KafkaUnreachable: it does not answer any more, or does not permit it.
-    """
-    admin = AdminClient({**address.librdkafka(), "log_level": 0})
-    try:
-        topics = [name for name in admin.list_topics(timeout=_ADMIN_TIMEOUT_S).topics if name.startswith(prefix)]
-        groups = admin.list_consumer_groups(request_timeout=_ADMIN_TIMEOUT_S).result(_ADMIN_TIMEOUT_S).valid
-        members = [group.group_id for group in groups if group.group_id.startswith(prefix)]
-        deleting = dict(admin.delete_topics(topics, request_timeout=_ADMIN_TIMEOUT_S)) if topics else {}
-        if members:
-            deleting |= admin.delete_consumer_groups(members, request_timeout=_ADMIN_TIMEOUT_S)
-        for future in deleting.values():
-            future.result(_ADMIN_TIMEOUT_S)
-    except KafkaException as error:
-        raise KafkaUnreachable(
-            f"the demo is through, but its topics {prefix}* could not be deleted: {error.args[0].str()}"
-        ) from error

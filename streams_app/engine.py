@@ -18,12 +18,13 @@ revoked, what no agent has begun is taken back, and comes again with a later bat
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from aiokafka.errors import KafkaError as AioKafkaError
 from confluent_kafka import KafkaException
@@ -46,7 +47,7 @@ from streams_app.events import Event, current_event
 from streams_app.faust_adapter import Assignment, Fetched, routes_of
 from streams_app.guarantees import AtLeastOnce, AtLeastOnceUnfenced, AtMostOnce, ExactlyOnce, Guarantee
 from streams_app.offsets import Offsets
-from streams_app.start import Start
+from streams_app.start import Start, Started
 from streams_app.store import Store, store_path
 
 if TYPE_CHECKING:
@@ -93,13 +94,6 @@ class Engine(Service):
         app = self.app
         config = app.kafka.librdkafka()
         self._guarantee = self._new_guarantee(config, app.settings.transaction_timeout_ms / 1000)
-        self._offsets = Offsets(config, app.conf.id)
-        self._start_of_partitions = Start(
-            self._offsets,
-            self._guarantee,
-            app.kafka.aiokafka(),
-            from_latest=str(app.conf.consumer_auto_offset_reset) == "latest",
-        )
 
     def _new_guarantee(self, config: dict[str, Any], timeout_s: float) -> Guarantee:
         app = self.app
@@ -222,14 +216,7 @@ class Engine(Service):
         changelogs = {tp for tp in assignment.partitions if tp.topic in self.app.tables.changelog_topics}
         inputs = sorted(assignment.partitions - changelogs)
         self._show_stores(changelogs)
-        await self._in_thread(self._open_stores, changelogs)
-        started = await self._in_thread(
-            self._start_of_partitions.run,
-            assignment.pin,
-            inputs,
-            self._stores,
-            lambda: self._is_over(assignment),
-        )
+        started = await self._in_thread(self._start, assignment, inputs, changelogs)
         self._show_stores(changelogs)
         self._positions = {TP(*tp): offset for tp, offset in started.positions.items()}
         await self._rewind()
@@ -246,9 +233,18 @@ class Engine(Service):
             self.app.on_rebalance_end()
         self.ready.set()
 
-    def _open_stores(self, changelogs: set[TP]) -> None:
+    def _start(self, assignment: Assignment, inputs: list[TP], changelogs: set[TP]) -> Started:
+        """In the thread; see start.py for what it raises."""
+        app = self.app
+        with contextlib.closing(Offsets(app.kafka.librdkafka(), app.conf.id)) as offsets:
+            self._open_stores(changelogs, offsets.topic_ids({tp.topic for tp in changelogs}))
+            from_latest = str(app.conf.consumer_auto_offset_reset) == "latest"
+            start = Start(offsets, self._guarantee, app.kafka.aiokafka(), from_latest=from_latest)
+            stores = cast("dict[tuple[str, int], Store]", self._stores)
+            return start.run(assignment.pin, [*inputs], stores, lambda: self._is_over(assignment))
+
+    def _open_stores(self, changelogs: set[TP], topic_ids: Mapping[str, str]) -> None:
         """In the thread: close the stores of partitions that are gone, open those that came."""
-        topic_ids = self._offsets.topic_ids({tp.topic for tp in changelogs})
         for tp in self._stores.keys() - changelogs:
             self._stores.pop(tp).close()
         for tp in changelogs:
@@ -462,8 +458,8 @@ class Engine(Service):
                 self._last_words.pop(at, None)
         self._retry_s = _RETRY_S
         self._one_chunk = False
+        self.figures["dead_letters"] += len(batch.set_aside) + batch.set_aside_by_agents
         if batch.set_aside:
-            self.figures["dead_letters"] += len(batch.set_aside)
             (tp, offset), letter = next(iter(batch.set_aside.items()))
             why = dict(letter.headers or ())
             self.log.warning(

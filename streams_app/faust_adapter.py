@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 import weakref
 from collections import defaultdict
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeAlias, TypeVar, cast
 
 import aiokafka
 import faust
@@ -33,6 +34,7 @@ from faust.streams import _current_event
 from faust.tables.manager import TableManager as FaustTableManager
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP, Message
+from faust.types.windows import WindowRange
 from mode.services import Service
 from mode.supervisors import OneForOneSupervisor
 from mode.utils.futures import maybe_async
@@ -47,6 +49,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+#: Pairs of ``(key, window range)`` and value.
+Rows: TypeAlias = Iterable[tuple[tuple[Any, WindowRange], Any]]
 
 _METADATA_MAX_AGE_MS = 15_000
 #: So many seconds in a row the group's coordination may fail, in ways that may pass, before the worker gives up.
@@ -693,6 +697,41 @@ def record_metadata(topic: str, partition: int, offset: int, timestamp: float | 
         timestamp=timestamp,
         timestamp_type=0,
     )
+
+
+class HostTable(faust.Table[Any, Any]):
+    """The part of our `Table` that overrides what Faust's tables keep private: windows, and their clean-up."""
+
+    def write_windows(self, rows: Rows, timestamp: float) -> None:
+        """Set rows, for an event of ``timestamp``."""
+        raise NotImplementedError
+
+    def stream_time(self, event: Any) -> float:
+        """The timestamp of an event's record, as Faust's ``relative_to_stream`` has it."""
+        return float(self._relative_event(event))
+
+    def _should_expire_keys(self) -> bool:
+        # Faust's clean-up of windows would write outside of transactions: rows expire with a batch.
+        return False
+
+    def _apply_window_op(self, op: Callable[[Any, Any], Any], key: Any, value: Any, timestamp: float) -> None:
+        rows = [(key, window) for window in self._window_ranges(timestamp)]
+        self.write_windows([(row, op(self[row], value)) for row in rows], timestamp)
+
+    def _set_windowed(self, key: Any, value: Any, timestamp: float) -> None:
+        self.write_windows([((key, window), value) for window in self._window_ranges(timestamp)], timestamp)
+
+    def _del_windowed(self, key: Any, timestamp: float) -> None:
+        rows = [(key, window) for window in self._window_ranges(timestamp)]
+        there = [row for row in rows if row in self]
+        if not there:
+            raise KeyError(key)
+        for row in there:
+            del self[row]
+
+    def _relative_now(self, event: Any = None) -> float:
+        # Faust's is that of the newest window it has seen since it was started: 1970 to begin with.
+        return time.time()
 
 
 class HostApp(faust.App):

@@ -15,11 +15,11 @@ from typing import Any, TypeAlias
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from streams_app.errors import ConfigurationError, KafkaUnreachable, StreamsAppError
 from streams_app.kafka import KafkaAddress
 from streams_app.partitioning import partition_of
+from streams_app.progress import shown_count
 from streams_app.registry import Generator, Record, find_generator
 
 #: How long the producer tries to get a record to the brokers: a broker that restarts is back by then.
@@ -29,7 +29,6 @@ _METADATA_TIMEOUT_S = 10.0
 _TICK_S = 0.01
 #: Without a rate, records between two looks at the acknowledgements.
 _BURST_RECORDS = 1_000
-_PLAIN_LINE_EVERY_S = 2.0
 
 #: Called now and then with a feed that runs, and once when it is through.
 OnProgress: TypeAlias = Callable[["Feed"], None]
@@ -203,33 +202,6 @@ def generate(
         KafkaUnreachable, ConfigurationError, NotDeliveredError: as `Feed.run`.
     """
     feed = Feed(plan, address, prefix)
-    if console.is_terminal:
-        _run_with_bar(feed, stop or Event(), console)
-    else:
-        _run_with_lines(feed, stop or Event(), console)
+    with shown_count(console, feed.topic, "records written", plan.count) as show:
+        feed.run(stop or Event(), lambda feed: show(feed.acknowledged))
     return feed
-
-
-def _run_with_bar(feed: Feed, stop: Event, console: Console) -> None:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task(feed.topic, total=feed.plan.count)
-        feed.run(stop, lambda feed: progress.update(task, completed=feed.acknowledged))
-
-
-def _run_with_lines(feed: Feed, stop: Event, console: Console) -> None:
-    started_s = time.monotonic()
-    next_line_s = started_s + _PLAIN_LINE_EVERY_S
-
-    def line() -> None:
-        total = "" if feed.plan.count is None else f" of {feed.plan.count}"
-        console.print(f"{feed.topic}: {feed.acknowledged}{total} records written, {time.monotonic() - started_s:.0f} s")
-
-    def on_progress(_feed: Feed) -> None:
-        nonlocal next_line_s
-        if time.monotonic() >= next_line_s:
-            next_line_s = time.monotonic() + _PLAIN_LINE_EVERY_S
-            line()
-
-    feed.run(stop, on_progress)
-    line()

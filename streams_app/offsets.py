@@ -2,18 +2,23 @@
 
 aiokafka's answers are no use here. Its ``committed()`` knows nothing of stable offsets: while a transaction with offsets is
 open, and for a moment after a successful commit, it gives the old one. Its ``end_offsets()`` of a read-committed consumer is
-the last *stable* offset, not the high watermark. Both are asked by librdkafka's admin client instead.
+the last *stable* offset, not the high watermark. Both are asked by librdkafka instead.
+
+Committed offsets are asked by a consumer that joins no group, never by the admin client: that one ends the process with a
+segmentation fault when the broker that it asks is not the group's coordinator any more, as after a restart (librdkafka 2.16).
+Read committed, it gives stable offsets only, and waits for those that are pending.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
+from functools import cached_property
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from confluent_kafka import (
-    ConsumerGroupTopicPartitions,
+    Consumer,
     IsolationLevel,
     KafkaError,
     KafkaException,
@@ -31,7 +36,7 @@ T = TypeVar("T")
 _REQUEST_TIMEOUT_S = 10.0
 #: Pending offsets of a live worker are stable again within a commit's time; of a dead one they are not: then fence it.
 _FENCE_AFTER_S = 0.5
-_POLL_S = 0.03
+_STABLE_POLL_S, _STABLE_POLL_EACH_S = 0.5, 0.2
 
 
 class Committed(NamedTuple):
@@ -48,11 +53,35 @@ class Committed(NamedTuple):
 
 
 class Offsets:
-    """Blocking questions to the brokers; each has a deadline."""
+    """Blocking questions to the brokers; each has a deadline.
+
+    Made for one start of partitions, and closed after it: an admin client that has seen its broker restart may get no answer
+    for more than a minute.
+    """
 
     def __init__(self, config: Mapping[str, Any], group_id: str) -> None:
-        self._admin = AdminClient({**config, "socket.timeout.ms": int(_REQUEST_TIMEOUT_S * 1000)})
+        self._config = {**config, "socket.timeout.ms": int(_REQUEST_TIMEOUT_S * 1000)}
         self._group_id = group_id
+
+    def close(self) -> None:
+        """Give the connections back."""
+        for name in ("_stable_reader", "_reader"):
+            reader = self.__dict__.pop(name, None)
+            if reader is not None:
+                reader.close()
+        self.__dict__.pop("_admin", None)
+
+    @cached_property
+    def _admin(self) -> AdminClient:
+        return AdminClient(self._config)
+
+    @cached_property
+    def _stable_reader(self) -> Consumer:
+        return Consumer({**self._config, "group.id": self._group_id, "isolation.level": "read_committed"})
+
+    @cached_property
+    def _reader(self) -> Consumer:
+        return Consumer({**self._config, "group.id": self._group_id, "isolation.level": "read_uncommitted"})
 
     def stable(
         self,
@@ -74,29 +103,45 @@ class Offsets:
         found: dict[TP, Committed] = {}
         started_s = time.monotonic()
         fenced: set[Owner] = set()
-        while missing:
-            for tp, committed in self._committed(missing, require_stable=True).items():
-                if committed is not None:
-                    found[tp] = committed
+        while True:
+            found |= self._stable_ones(missing)
             missing -= found.keys()
-            waited_s = time.monotonic() - started_s
             if not missing:
-                break
+                return found
             if cancelled():
                 raise PartitionsLost("the assignment ended while its offsets were pending")
+            waited_s = time.monotonic() - started_s
             if waited_s > timeout_s:
                 raise KafkaUnreachable(f"transactions on {sorted(missing)} are still pending after {timeout_s:g} s")
             if waited_s > _FENCE_AFTER_S:
                 for owner in set(self.owners(missing).values()) - fenced:
                     fenced.add(owner)
                     fence(owner.transactional_id)
-            time.sleep(_POLL_S)
-        return found
+
+    def _stable_ones(self, partitions: Iterable[TP]) -> dict[TP, Committed]:
+        """Those of ``partitions`` whose offsets are stable; librdkafka's time-out does not tell which ones are not."""
+        asked = list(partitions)
+        if not asked:
+            return {}
+        try:
+            return self._committed(
+                self._stable_reader, asked, _STABLE_POLL_S if len(asked) > 1 else _STABLE_POLL_EACH_S
+            )
+        except KafkaException as error:
+            if error.args[0].code() != KafkaError._TIMED_OUT:
+                raise
+        if len(asked) == 1:
+            return {}
+        stable: dict[TP, Committed] = {}
+        for tp in asked:
+            stable |= self._stable_ones([tp])
+        return stable
 
     def owners(self, partitions: Iterable[TP] | None = None) -> dict[TP, Owner]:
         """Who committed the offsets of ``partitions``, or of all that the group has, last, pending or not."""
-        committed = self._committed(partitions, require_stable=False)
-        return {tp: each.owner for tp, each in committed.items() if each is not None and each.owner is not None}
+        asked = self._all_partitions() if partitions is None else list(partitions)
+        committed = self._committed(self._reader, asked, _REQUEST_TIMEOUT_S)
+        return {tp: each.owner for tp, each in committed.items() if each.owner is not None}
 
     def members(self) -> set[str]:
         """The ids of the group's live members."""
@@ -105,25 +150,21 @@ class Offsets:
 
     def group_has_offsets(self) -> set[TP]:
         """All partitions for which the group has an offset."""
-        request = ConsumerGroupTopicPartitions(self._group_id)
-        [future] = self._admin.list_consumer_group_offsets([request], request_timeout=_REQUEST_TIMEOUT_S).values()
-        return {(each.topic, each.partition) for each in _result(future).topic_partitions if each.offset >= 0}
+        committed = self._committed(self._reader, self._all_partitions(), _REQUEST_TIMEOUT_S)
+        return {tp for tp, each in committed.items() if each.offset is not None}
 
-    def _committed(self, partitions: Iterable[TP] | None, require_stable: bool) -> dict[TP, Committed | None]:
-        asked = None if partitions is None else [TopicPartition(*tp) for tp in partitions]
-        request = ConsumerGroupTopicPartitions(self._group_id, asked)
-        [future] = self._admin.list_consumer_group_offsets(
-            [request], require_stable=require_stable, request_timeout=_REQUEST_TIMEOUT_S
-        ).values()
-        answer: dict[TP, Committed | None] = {}
-        for each in _result(future).topic_partitions:
-            if each.error is None:
-                offset = each.offset if each.offset >= 0 else None
-                answer[each.topic, each.partition] = Committed(offset, metadata_of(each))
-            elif each.error.code() == KafkaError.UNSTABLE_OFFSET_COMMIT:
-                answer[each.topic, each.partition] = None
-            else:
+    def _all_partitions(self) -> list[TP]:
+        topics = self._admin.list_topics(timeout=_REQUEST_TIMEOUT_S).topics
+        return [(name, partition) for name, topic in topics.items() for partition in topic.partitions]
+
+    def _committed(self, reader: Consumer, partitions: Sequence[TP], timeout_s: float) -> dict[TP, Committed]:
+        answer: dict[TP, Committed] = {}
+        if not partitions:
+            return answer
+        for each in reader.committed([TopicPartition(*tp) for tp in partitions], timeout=timeout_s):
+            if each.error is not None:
                 raise KafkaException(each.error)
+            answer[each.topic, each.partition] = Committed(each.offset if each.offset >= 0 else None, metadata_of(each))
         return answer
 
     def beginnings(self, partitions: Iterable[TP]) -> dict[TP, int]:

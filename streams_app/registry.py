@@ -70,6 +70,8 @@ class Facts(NamedTuple):
     partitions: Mapping[str, int]
     #: Whether all input was consumed and no transaction was open when the audit began to read.
     at_rest: bool
+    #: Events that at-most-once workers reported as given up, at most so many; read before the first record.
+    given_up: int = 0
 
 
 @dataclass

@@ -40,7 +40,7 @@ class Started:
 
 
 class Start:
-    """What the start of partitions needs; one object per worker, one `run` per assignment."""
+    """What the start of partitions needs."""
 
     def __init__(
         self,

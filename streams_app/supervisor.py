@@ -106,12 +106,17 @@ class WorkerProcess:
 
     def said(self, text: str) -> bool:
         """Whether ``text`` stands in the log since the latest start."""
-        if text not in self._found and self.log.exists():
-            with open(self.log, "rb") as log:
-                log.seek(self._log_start)
-                if text.encode() in log.read():
-                    self._found.add(text)
+        if text not in self._found and self.count(text):
+            self._found.add(text)
         return text in self._found
+
+    def count(self, text: str) -> int:
+        """How often ``text`` stands in the log since the latest start."""
+        if not self.log.exists():
+            return 0
+        with open(self.log, "rb") as log:
+            log.seek(self._log_start)
+            return log.read().count(text.encode())
 
     def send(self, number: int) -> None:
         """Send a signal to its process group; nothing when it has ended."""

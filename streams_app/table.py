@@ -6,23 +6,19 @@ outside (a web view, a timer) only committed values are seen, and nothing can be
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Iterator, KeysView, ValuesView
+from collections.abc import Iterator, KeysView, ValuesView
 from functools import partial
-from typing import Any, ClassVar, TypeAlias, cast
+from typing import Any, ClassVar, cast
 
 import faust
 from faust.exceptions import ImproperlyConfigured
-from faust.types.windows import WindowRange
 
 from streams_app.batch import Overlay, check_size
 from streams_app.codecs import Codec, key_codec, value_codec
 from streams_app.events import Event, current_event
+from streams_app.faust_adapter import HostTable, Rows
 from streams_app.store import TIME_BYTES, Store
 from streams_app.windows import CLOCK_ROW, WINDOW_BYTES, TimeWindow, WindowedTable, WindowKeys, to_ms
-
-#: Pairs of ``(key, window range)`` and value.
-Rows: TypeAlias = Iterable[tuple[tuple[Any, WindowRange], Any]]
 
 
 class TableData:
@@ -188,7 +184,9 @@ class WindowedData(TableData):
         """The record time of the event's partition, as its batch sees it; 0 before the first."""
         event = self._event()
         if event is None:
-            raise RuntimeError("outside of the table's own agents there is no event, whose partition's newest time this is")
+            raise RuntimeError(
+                "outside of the table's own agents there is no event, whose partition's newest time this is"
+            )
         return self._overlay(event).clock_ms
 
     def keys_of_windows(self) -> Iterator[Any]:
@@ -199,7 +197,7 @@ class WindowedData(TableData):
         return (row for row in super()._scan() if self._rows.are_in(row[0]))
 
 
-class Table(faust.Table[Any, Any]):
+class Table(HostTable):
     """`faust.Table`, transactional; see the module.
 
     ``expires_s``: a key that was not written for that long, of its partition's record time, is deleted, inside the
@@ -293,26 +291,3 @@ class Table(faust.Table[Any, Any]):
     def window_keys(self) -> Iterator[Any]:
         """Each key that has a row in some window, once."""
         return cast(WindowedData, self.data).keys_of_windows()
-
-    def _should_expire_keys(self) -> bool:
-        # Faust's clean-up of windows would write outside of transactions: rows expire with a batch.
-        return False
-
-    def _apply_window_op(self, op: Callable[[Any, Any], Any], key: Any, value: Any, timestamp: float) -> None:
-        rows = [(key, window) for window in self._window_ranges(timestamp)]
-        self.write_windows([(row, op(self[row], value)) for row in rows], timestamp)
-
-    def _set_windowed(self, key: Any, value: Any, timestamp: float) -> None:
-        self.write_windows([((key, window), value) for window in self._window_ranges(timestamp)], timestamp)
-
-    def _del_windowed(self, key: Any, timestamp: float) -> None:
-        rows = [(key, window) for window in self._window_ranges(timestamp)]
-        there = [row for row in rows if row in self]
-        if not there:
-            raise KeyError(key)
-        for row in there:
-            del self[row]
-
-    def _relative_now(self, event: Any = None) -> float:
-        # Faust's is that of the newest window it has seen since it was started: 1970 to begin with.
-        return time.time()

@@ -283,7 +283,7 @@ class WindowedTable(wrappers.WindowWrapper):
         relation = self.get_relative_timestamp
         if relation is not None:
             return to_seconds(relation(event))
-        return self.table._relative_event(event)
+        return cast("Table", self.table).stream_time(event)
 
     def __getitem__(self, key: Any) -> WindowSetT[Any, Any]:
         return self.ValueType(key, self.table, self, current_event())

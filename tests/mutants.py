@@ -137,8 +137,8 @@ MUTANTS = [
         "forgets what its predecessor left open",
         "quick take-over",
         "offsets.py",
-        "require_stable=True)",
-        "require_stable=False)",
+        '"isolation.level": "read_committed"',
+        '"isolation.level": "read_uncommitted"',
         "test_brokers.py::test_a_pending_offset_is_waited_for",
     ),
     Mutant(

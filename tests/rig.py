@@ -149,7 +149,8 @@ class Rig:
             if orders and number in orders:
                 entry["order"] = orders[number]
             key = f"k{self._random.randrange(keys)}"
-            self._producer.produce(f"{self.prefix}entries", json.dumps(entry).encode(), key.encode())
+            value = b"{" if entry.get("order") == "undecodable" else json.dumps(entry).encode()
+            self._producer.produce(f"{self.prefix}entries", value, key.encode())
             self.sent += 1
             self._producer.poll(0)
             if rate is not None:

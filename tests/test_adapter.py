@@ -13,11 +13,12 @@ from aiokafka.consumer.group_coordinator import GroupCoordinator
 from aiokafka.consumer.subscription_state import Assignment, SubscriptionState, TopicPartitionState
 from aiokafka.errors import KafkaConnectionError
 from aiokafka.protocol.group import LeaveGroupRequest
-from faust import App, Stream
+from faust import App, Stream, Table
 from faust.agents import Agent
 from faust.assignor.partition_assignor import PartitionAssignor
 from faust.streams import _current_event
 from faust.tables.manager import TableManager
+from faust.tables.wrappers import WindowWrapper
 from faust.transport import conductor
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
@@ -40,6 +41,14 @@ PIN = Pin("group", 3, "member")
         (App, "_update_assignment"),
         (PartitionAssignor, "_group_co_subscribed"),
         (Stream, "_channel_stop_iteration"),
+        (Table, "_should_expire_keys"),
+        (Table, "_apply_window_op"),
+        (Table, "_set_windowed"),
+        (Table, "_del_windowed"),
+        (Table, "_window_ranges"),
+        (Table, "_relative_now"),
+        (Table, "_relative_event"),
+        (WindowWrapper, "_keys"),
         (TableManager, "_update_channels"),
         (driver.AIOKafkaConsumerThread, "_create_worker_consumer"),
         (driver.AIOKafkaConsumerThread, "_ensure_consumer"),

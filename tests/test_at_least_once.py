@@ -88,19 +88,6 @@ def test_outputs_leave_before_their_batch_is_done(balances: Rig) -> None:
     worker.kill()
 
 
-def test_an_event_whose_agent_raises_is_delivered_again_and_then_set_aside(balances: Rig) -> None:
-    """A poison event would stop its partition, or be lost."""
-    poison = [0, *range(150, 250), 399]
-    balances.worker()
-    balances.send(400, orders=dict.fromkeys(poison, "fail") | {7: "fail once"})
-    balances.wait_consumed(200)
-    balances.stop()
-    dead = balances.read("dead-letters")
-    assert sorted({json.loads(message.value())["id"] for message in dead}) == poison
-    assert {dict(message.headers())["dlq.attempts"] for message in dead} == {b"3"}
-    balances.check_at_least_once()
-
-
 def test_an_event_that_no_agent_can_do_anything_with_harms_no_other(balances: Rig) -> None:
     """A record that no broker takes would hold up its partition for ever, or an innocent event would be set aside."""
     orders = {10: "bad header", 90: "cancelled", 150: "no such partition"}

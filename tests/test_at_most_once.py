@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import signal
-from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -103,23 +101,3 @@ def test_a_rebalance_loses_nothing(balances: Rig) -> None:
     balances.wait_consumed()
     balances.stop()
     assert balances.check_at_most_once() == (0, 0)
-
-
-def test_events_whose_agent_raises_are_set_aside_at_once_and_harm_no_other(balances: Rig) -> None:
-    """Delivered again, they and their neighbours would be done twice."""
-    poison = [0, 7, *range(150, 250), 399]
-    balances.worker()
-    balances.send(400, orders=dict.fromkeys(poison, "fail"))
-    balances.wait_consumed()
-    balances.stop()
-    dead = balances.read("dead-letters")
-    assert sorted(json.loads(message.value())["id"] for message in dead) == poison
-    assert {dict(message.headers())["dlq.attempts"] for message in dead} == {b"1"}
-    # The agent of the rig misbehaves after it has sent its output: those are there too.
-    outputs = [json.loads(message.value())["id"] for message in balances.read("balances")]
-    assert sorted(outputs) == list(range(400))
-    by_key: dict[bytes, list[int]] = defaultdict(list)
-    for message in balances.read("balances"):
-        by_key[message.key()].append(json.loads(message.value())["id"])
-    assert all(ids == sorted(ids) for ids in by_key.values()), "the order within a key is kept"
-    assert balances.reported() == 0

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, ClassVar
 from uuid import uuid4
 
 import msgspec
@@ -21,6 +21,7 @@ from rich.console import Console
 
 from agents.ledger_check import LedgerCheck
 from agents.ledger_input import transfers
+from streams_app.application import App
 from streams_app.audit import (
     AuditedApp,
     AuditedTable,
@@ -29,10 +30,13 @@ from streams_app.audit import (
     Section,
     StoreCopy,
     audit,
+    audited_family,
     compare,
+    guarantee_of,
 )
+from streams_app.claims import Claim
 from streams_app.kafka import KafkaAddress
-from streams_app.registry import Finding, Findings, Observed
+from streams_app.registry import Check, Facts, Finding, Findings, Observed
 from streams_app.settings import Settings
 from streams_app.store import Store, store_path
 from tables.ledger import Account
@@ -391,6 +395,137 @@ class TestReport:
             text = console.export_text()
         assert "ledger[0]@1: [b'x']" in text
         assert "NOT" in text
+
+    def test_what_the_checks_counted_is_summed_by_guarantee(self) -> None:
+        """What one guarantee may lose would be held against another."""
+        sections = [
+            Section("app m", {"reported": 7, "in hand": 0}, [], "at_most_once"),
+            Section("app e", {"rows": 1}, [], "exactly_once"),
+            Section("check a", {"lost": 1, "repeated": 0}, [], "exactly_once"),
+            Section("check b", {"lost": 2, "repeated": 5}, [], "exactly_once"),
+            Section("check m", {"lost": 3, "repeated": 0, "reported": 7}, [], "at_most_once"),
+            Section("check of nobody's input", {"lost": 9}, []),
+        ]
+        assert Report(sections, True, 3, 0.5).guarantees() == {
+            "at_most_once": {"lost": 3, "repeated": 0, "reported": 7},
+            "exactly_once": {"lost": 3, "repeated": 5},
+        }
+
+    def test_what_no_check_counts_is_not_called_nothing(self) -> None:
+        """Agents without a check would be told that nothing was lost."""
+        assert self.report.guarantees() == {}
+        alone = Report([Section("app e", {"rows": 1}, [], "exactly_once")], True, 3, 0.5)
+        assert alone.guarantees() == {"exactly_once": {"lost": None, "repeated": None}}
+
+
+class Seen(Check):
+    """What a check is told."""
+
+    topics = ("observations", "readings")
+    facts_seen: ClassVar[list[Facts]] = []
+
+    def finish(self) -> None:
+        self.facts_seen.append(self.facts)
+
+
+class TestAtMostOnce:
+    """At most once is judged by what its workers report."""
+
+    @pytest.fixture
+    def app(self, kafka_url: str) -> AuditedApp:
+        """With 10 readings in each of two partitions, all consumed: 4 of them in hand, 3 given up before."""
+        prefix = f"m{uuid4().hex[:8]}-"
+        app = AuditedApp(
+            f"{prefix}app",
+            (f"{prefix}readings",),
+            (AuditedTable("averages", f"{prefix}averages-changelog", False),),
+            "at_most_once",
+        )
+        config = KafkaAddress.parse(kafka_url).librdkafka()
+        topics = [NewTopic(name, 2, 1) for name in (*app.inputs, app.tables[0].changelog, f"{prefix}observations")]
+        admin = AdminClient(config)
+        for created in admin.create_topics(topics).values():
+            created.result(timeout=30)
+        producer = Producer(config)
+        for number in range(20):
+            producer.produce(app.inputs[0], b"{}", b"d", number % 2)
+        producer.produce(app.tables[0].changelog, b"1", b"d", 0)
+        assert producer.flush(30) == 0
+        self.commit(kafka_url, app, {0: Claim("one-1", 6, 2).text, 1: Claim("two-2", 10, 1).text})
+        return app
+
+    def commit(self, kafka_url: str, app: AuditedApp, metadata: dict[int, str]) -> None:
+        consumer = Consumer({**KafkaAddress.parse(kafka_url).librdkafka(), "group.id": app.app_id})
+        # This client ends the text with a zero byte by itself.
+        texts = {partition: text.rstrip("\0") for partition, text in metadata.items()}
+        offsets = [TopicPartition(app.inputs[0], partition, 10, text) for partition, text in texts.items()]
+        consumer.commit(offsets=offsets, asynchronous=False)
+        consumer.close()
+
+    def audit(self, kafka_url: str, app: AuditedApp, datadir: Path) -> Report:
+        prefix = app.app_id.removesuffix("app")
+        settings = Settings(kafka_prefix=prefix, datadir=datadir)
+        Seen.facts_seen.clear()
+        return audit(KafkaAddress.parse(kafka_url), settings, [app], {"sensors": Seen}, wait_s=0.5)
+
+    def test_what_was_given_up_and_what_is_in_hand_is_reported(
+        self, kafka_url: str, app: AuditedApp, tmp_path: Path
+    ) -> None:
+        """The losses that workers admit would be known to nobody, and each would count as a broken promise."""
+        report = self.audit(kafka_url, app, tmp_path)
+        assert report.held
+        assert report.at_rest
+        assert report.sections[0].figures["reported"] == 7
+        assert report.sections[0].figures["in hand"] == 4
+        assert [section.guarantee for section in report.sections] == 2 * ["at_most_once"]
+        [facts] = Seen.facts_seen
+        assert (facts.given_up, facts.at_rest) == (7, True)
+        assert facts.partitions == {"readings": 2, "observations": 2}
+
+    def test_an_offset_that_says_nothing_is_found(self, kafka_url: str, app: AuditedApp, tmp_path: Path) -> None:
+        """Losses behind an offset of another program's would not be counted, and the bound would be a lie."""
+        self.commit(kafka_url, app, {1: "streams-app-one"})
+        report = self.audit(kafka_url, app, tmp_path)
+        assert found(report) == {"no claim"}
+        assert report.sections[0].figures["reported"] == 6
+
+    def test_a_table_that_differs_is_a_figure_and_no_finding(
+        self, kafka_url: str, app: AuditedApp, tmp_path: Path
+    ) -> None:
+        """A table that is best effort would be called broken whenever a worker died."""
+        store = Store(store_path(tmp_path / app.app_id / "slot-0", "averages", 0), topic_id="t", expires_ms=None)
+        store.publish({b"d": b"2", b"e": b"1"}, (), 0)
+        store.close()
+        report = self.audit(kafka_url, app, tmp_path)
+        assert report.held
+        assert report.sections[0].figures["rows that differ"] == 2
+
+
+def test_a_check_belongs_to_the_guarantee_of_the_input_that_it_looks_at() -> None:
+    """What at most once may lose would be counted as money lost."""
+    money = AuditedApp("x-app", ("x-transfers",), (), "exactly_once")
+    sensors = AuditedApp("x-app-at-most-once", ("x-readings",), (), "at_most_once")
+    assert guarantee_of(LedgerCheck, [sensors, money], "x-") == "exactly_once"
+    assert guarantee_of(Seen, [money, sensors], "x-") == "at_most_once"
+    assert guarantee_of(Seen, [money], "x-") == ""
+
+
+def test_all_members_of_the_family_that_have_agents_are_audited() -> None:
+    """A guarantee that runs in another process would be judged by nobody."""
+    main = App("audited-family")
+    main.agent(main.topic("in"))(_pass_by)
+    forgetful = main.sibling("at_most_once")
+    forgetful.agent(forgetful.topic("readings"))(_pass_by)
+    main.sibling("at_least_once")
+    assert [(each.app_id, each.inputs, each.guarantee) for each in audited_family(main)] == [
+        ("audited-family", ("in",), "exactly_once"),
+        ("audited-family-at-most-once", ("readings",), "at_most_once"),
+    ]
+
+
+async def _pass_by(stream: Any) -> None:
+    async for _ in stream:
+        pass
 
 
 class History:

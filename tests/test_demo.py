@@ -11,18 +11,25 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from random import Random
+from typing import Any, ClassVar
 
 import psutil
 import pytest
+from rich.console import Console
 
-from streams_app.demo import Options, has_moved, kill_schedule
+from streams_app.audit import Report, Section
+from streams_app.demo import Options
+from streams_app.demo_view import verdict_panel
 from streams_app.embedded import free_port
+from streams_app.inflicted import Committed, Failure, Kind, Schedule, crash, has_moved, needed_s, schedule, zombie
+from streams_app.registry import Finding
 from streams_app.supervisor import Supervisor, WorkerError, WorkerProcess
+from streams_app.verdict import Verdict, outcome
 
 ROOT = Path(__file__).parent.parent
-#: A demo of some seconds needs half a minute on two busy cores.
-TIMEOUT_S = 150.0
+#: A demo of some seconds needs half a minute on two busy cores, one with all failures some two minutes.
+TIMEOUT_S = 240.0
 
 
 def demo_command(*arguments: str) -> list[str]:
@@ -83,12 +90,39 @@ class TestTheWholeDemo:
         assert (verdict["lost"], verdict["repeated"]) == (0, 0)
         assert verdict["audit"]["held"]
         assert verdict["audit"]["at_rest"]
+        assert verdict["written"].keys() == {"transfers", "page-views", "sensor-readings"}
         assert verdict["written"]["transfers"] > 3_000
         [kill] = verdict["kills"]
         assert kill["recovered_s"] == verdict["slowest_recovery_s"] > 0
-        assert "kill 1 of 1" in done.stderr
+        [failure] = verdict["failures"]
+        assert failure["kind"] == "crash"
+        assert failure["went_on_s"].keys() == verdict["guarantees"].keys()
+        once, again, forgotten = (verdict["guarantees"][f"{each}_once"] for each in ("exactly", "at_least", "at_most"))
+        assert once == {"lost": 0, "repeated": 0}
+        assert again["lost"] == 0
+        assert forgotten["repeated"] == 0
+        assert forgotten["lost"] <= forgotten["reported"]
+        assert "failure 1 of 1" in done.stderr
+        # They need more time than there is, and that is said.
+        assert [each.split(":")[0] for each in verdict["left_out"]] == ["1 × zombie", "1 × broker restart"]
+        assert "left out: 1 × zombie" in done.stderr
         assert processes_of(tmp_path) == []
         assert list(tmp_path.glob("demo-*")) == []
+
+    @pytest.mark.prove
+    def test_crash_zombie_and_broker_restart_are_inflicted_and_every_guarantee_holds(self, tmp_path: Path) -> None:
+        """Else the demo boasts of failures that it does not show, or a guarantee does not survive one of them."""
+        done = run_demo(tmp_path, "--seconds", "40", "--kills", "1", "--rate", "300", "--seed", "5", "--json")
+        assert done.returncode == 0, done.stdout + done.stderr
+        verdict = json.loads(done.stdout)
+        assert sorted(each["kind"] for each in verdict["failures"]) == ["broker restart", "crash", "zombie"]
+        for failure in verdict["failures"]:
+            assert failure["went_on_s"].keys() == verdict["guarantees"].keys()
+        [zombie_] = [each for each in verdict["failures"] if each["kind"] == "zombie"]
+        assert zombie_["lasted_s"] > 8  # the session
+        assert verdict["left_out"] == []
+        assert verdict["guarantees"]["at_most_once"]["lost"] <= verdict["guarantees"]["at_most_once"]["reported"]
+        assert processes_of(tmp_path) == []
 
     def test_an_interrupted_demo_ends_everything_that_it_started(self, tmp_path: Path) -> None:
         """Else Ctrl-C leaves workers and a Kafka running that nobody knows of."""
@@ -103,7 +137,8 @@ class TestTheWholeDemo:
             _, rest = demo.communicate(timeout=60)
         assert demo.returncode == 130, rest
         assert "interrupted" in rest
-        assert processes_of(tmp_path) == []
+        # A worker that was being started in that moment ends as soon as it finds us gone.
+        wait_until(lambda: processes_of(tmp_path) == [], 20)
         assert list(tmp_path.glob("demo-*")) == []
 
     def test_a_kafka_out_of_reach_is_exit_code_3(self, tmp_path: Path) -> None:
@@ -123,21 +158,44 @@ class TestTheWholeDemo:
         assert list(tmp_path.iterdir()) == []
 
 
-class TestTheScheduleOfKills:
-    def test_the_same_seed_gives_the_same_kills_and_another_seed_others(self) -> None:
-        """Else a run that went wrong cannot be seen again."""
-        assert kill_schedule(Options(seed=1)) == kill_schedule(Options(seed=1))
-        assert kill_schedule(Options(seed=1)) != kill_schedule(Options(seed=2))
+def scheduled(seed: int = 1, seconds: float = 45, **wanted: int) -> Schedule:
+    kinds = {Kind.CRASH: 3, Kind.ZOMBIE: 1, Kind.BROKER_RESTART: 1}
+    kinds |= {Kind[name.upper()]: count for name, count in wanted.items()}
+    return schedule(Random(seed), seconds, 2, kinds)
 
-    def test_kills_lie_inside_of_the_run_with_time_to_recover_in_between(self) -> None:
-        """Else a kill hits a worker that is not back yet, or nobody, and the demo shows nothing."""
+
+class TestTheSchedule:
+    def test_the_same_seed_gives_the_same_failures_and_another_seed_others(self) -> None:
+        """Else a run that went wrong cannot be seen again."""
+        assert scheduled(1) == scheduled(1)
+        assert scheduled(1) != scheduled(2)
+
+    def test_all_kinds_fit_into_the_usual_run_each_with_the_time_that_it_takes(self) -> None:
+        """Else one failure hits before the one before it is over, and nobody can tell which of them did what."""
+        usual = Options()
+        wanted = {Kind.CRASH: usual.kills, Kind.ZOMBIE: usual.zombies, Kind.BROKER_RESTART: usual.broker_restarts}
         for seed in range(50):
-            options = Options(seconds=45, workers=2, kills=3, seed=seed)
-            times_s, workers = zip(*kill_schedule(options), strict=True)
-            assert set(workers) <= {0, 1}
-            assert times_s[0] > 4.5
-            assert times_s[-1] < 45 * 0.9
-            assert all(later - earlier >= 6 for earlier, later in itertools.pairwise(times_s))
+            planned, left_out = schedule(Random(seed), usual.seconds, usual.workers, wanted)
+            assert not left_out
+            assert sorted(each.kind for each in planned) == sorted(["broker restart", *3 * ["crash"], "zombie"])
+            assert {each.worker for each in planned} <= {0, 1}
+            ends_s = [each.at_s + needed_s(each.kind, 8.0) for each in planned]
+            assert ends_s[-1] <= usual.seconds
+            assert all(end_s <= later.at_s + 1e-6 for end_s, later in zip(ends_s, planned[1:], strict=False))
+
+    def test_what_does_not_fit_is_left_out_and_kills_are_not(self) -> None:
+        """Else a short demo runs on for a minute, or does less than it was asked to and does not say so."""
+        planned, left_out = scheduled(seconds=12, crash=1)
+        assert [each.kind for each in planned] == [Kind.CRASH]
+        assert left_out == {Kind.ZOMBIE: 1, Kind.BROKER_RESTART: 1}
+        planned, _ = scheduled(seconds=5, crash=20)
+        assert len(planned) == 20
+        assert all(earlier.at_s <= later.at_s for earlier, later in itertools.pairwise(planned))
+        assert planned[-1].at_s < 5
+
+    def test_a_run_without_failures_is_possible(self) -> None:
+        """Else nobody sees what the failures cost."""
+        assert scheduled(crash=0, zombie=0, broker_restart=0).failures == ()
 
 
 class TestRecovery:
@@ -154,6 +212,26 @@ class TestRecovery:
         assert has_moved(before, {("t", 0): 11, ("t", 1): 10}, {("t", 0): 11, ("t", 1): 10})
 
 
+def a_failure(kind: Kind, **measured: Any) -> Failure:
+    return Failure(kind, 6.0, "demo-1", 77, time.monotonic(), **measured)
+
+
+class TestWhatIsMeasured:
+    def test_work_goes_on_under_each_guarantee_by_itself(self) -> None:
+        """Else the quick guarantee's recovery is shown for the slow one."""
+        failure = a_failure(Kind.CRASH, committed={"exactly_once": {("t", 0): 5}, "at_most_once": {("s", 0): 5}})
+        ends = {("t", 0): 9, ("s", 0): 9}
+        failure.measure({"exactly_once": {("t", 0): 6}, "at_most_once": {("s", 0): 5}}, ends, failure.began_s + 2)
+        assert failure.went_on_s == {"exactly_once": pytest.approx(2)}
+        assert (failure.has_gone_on, failure.recovered_s) == (False, None)
+        failure.measure({"exactly_once": {("t", 0): 7}, "at_most_once": {("s", 0): 6}}, ends, failure.began_s + 3)
+        assert failure.recovered_s == pytest.approx(3)
+
+    def test_a_failure_before_anything_was_asked_has_not_gone_on(self) -> None:
+        """Else a broker that is down counts as recovered at once."""
+        assert not a_failure(Kind.BROKER_RESTART).has_gone_on
+
+
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[WorkerProcess]:
     """A process that runs until somebody ends it."""
@@ -162,6 +240,155 @@ def server(tmp_path: Path) -> Iterator[WorkerProcess]:
     )
     with Supervisor([worker]):
         yield worker
+
+
+class TestInflicting:
+    nothing: ClassVar[Committed] = {"exactly_once": {("t", 0): 1}}
+
+    def test_a_crash_is_noted_between_death_and_next_life(self, server: WorkerProcess) -> None:
+        """Else what the new life does is not told from what the old one did."""
+        server.start()
+        first = server.pid
+        alive = []
+
+        def look() -> Committed:
+            alive.append(server.alive)
+            return self.nothing
+
+        failure = a_failure(Kind.CRASH)
+        assert list(crash(failure, server, look)) == []
+        assert alive == [False]
+        assert server.alive
+        assert server.pid != first
+        assert failure.committed == self.nothing
+
+    def test_a_kafka_that_does_not_answer_holds_up_no_restart(self, server: WorkerProcess) -> None:
+        """Else a worker stays dead because we want to know something."""
+        server.start()
+        answers = iter([None, None, self.nothing])
+        failure = a_failure(Kind.CRASH)
+        steps = crash(failure, server, lambda: next(answers))
+        next(steps)
+        assert server.alive
+        assert failure.committed is None
+        assert list(steps) == []
+        assert failure.committed == self.nothing
+
+    @pytest.mark.parametrize("alone", [True, False])
+    def test_a_zombie_sleeps_past_its_session_until_it_is_replaced_and_wakes(
+        self, server: WorkerProcess, alone: bool
+    ) -> None:
+        """Else it is no zombie, or it never writes again."""
+        server.start()
+        wait_until(lambda: server.said("Serving"), 20)
+        status = psutil.Process(server.pid).status
+        failure = a_failure(Kind.ZOMBIE)
+        steps = zombie(failure, server, lambda: self.nothing, 0.2, alone=alone)
+        next(steps)
+        wait_until(lambda: status() == psutil.STATUS_STOPPED, 10)
+        wait_until(lambda: next(steps, None) is None and failure.age_s() > 1.5, 10)
+        if not alone:  # nobody has taken over yet
+            assert status() == psutil.STATUS_STOPPED
+            assert failure.lasted_s is None
+            failure.went_on_s["exactly_once"] = 1.0
+        next(steps)
+        wait_until(lambda: status() != psutil.STATUS_STOPPED, 10)
+        assert failure.lasted_s is not None
+        assert failure.lasted_s > 1.0
+
+
+def a_verdict(*, at_least_once: list[Finding] | None = None, **more: Any) -> Verdict:
+    sections = [
+        Section("app streams-app", {"rows": 9}, [], "exactly_once"),
+        Section("app streams-app-at-least-once", {"rows": 9}, at_least_once or [], "at_least_once"),
+        Section("app streams-app-at-most-once", {"reported": 411, "in hand": 0}, [], "at_most_once"),
+        Section("check analytics", {"lost": 0, "repeated": 312}, [], "at_least_once"),
+        Section("check ledger", {"lost": 0, "repeated": 0}, [], "exactly_once"),
+        Section("check sensors", {"lost": 57, "reported": 411, "repeated": 0}, [], "at_most_once"),
+    ]
+    committed: Committed = {each: {("t", 0): 1} for each in ("exactly_once", "at_least_once", "at_most_once")}
+    went_on_s = dict.fromkeys(committed, 2.25)
+    failures = [
+        a_failure(Kind.CRASH, committed=committed, went_on_s=went_on_s, lasted_s=0.1, given_up=64),
+        a_failure(Kind.ZOMBIE, committed=committed, went_on_s=went_on_s, lasted_s=11.2, given_up=0),
+        a_failure(Kind.BROKER_RESTART, committed=committed, went_on_s=went_on_s, lasted_s=7.5, given_up=347),
+    ]
+    inputs = {"exactly_once": ["transfers"], "at_least_once": ["page-views"], "at_most_once": ["sensor-readings"]}
+    written = {"transfers": 45_000, "page-views": 45_001, "sensor-readings": 45_002}
+    return Verdict(Options(), Report(sections, True, 3, 0.5), failures, written, inputs, **{"ended": (), **more})
+
+
+def shown(verdict: Verdict) -> str:
+    console = Console(width=80, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
+    with console.file:
+        console.print(verdict_panel(verdict, 0))
+        return console.export_text()
+
+
+class TestTheVerdict:
+    def test_each_guarantee_has_its_own_figures(self) -> None:
+        """Else what at least once repeats is held against exactly once."""
+        document = a_verdict().document()
+        assert document["guarantees"] == {
+            "exactly_once": {"lost": 0, "repeated": 0},
+            "at_least_once": {"lost": 0, "repeated": 312},
+            "at_most_once": {"lost": 57, "repeated": 0, "reported": 411},
+        }
+        assert (document["good"], document["lost"], document["repeated"]) == (True, 0, 0)
+        assert [each["kind"] for each in document["failures"]] == ["crash", "zombie", "broker restart"]
+        assert len(document["kills"]) == 1
+        json.dumps(document)
+
+    def test_it_says_in_the_words_of_the_letter_what_became_of_the_events(self) -> None:
+        """Else nobody sees within ten seconds what the three guarantees are, and what they did."""
+        text = shown(a_verdict())
+        assert "every guarantee held" in text
+        for line in (
+            "exactly once, a letter made sure that it takes effect once",
+            "45,000 transfers: nothing lost, nothing twice",
+            "at least once, a letter sent again until heard back",
+            "45,001 page-views: nothing lost, 312 outputs repeated",
+            "at most once, a letter sent once and forgotten",
+            "45,002 sensor-readings: 57 lost (reported: at most 411), nothing twice",
+            "crash: a worker dies amid its work",
+            "zombie: a worker freezes",
+            "broker restart: Kafka itself dies",
+        ):
+            assert line in text
+        lines = text.splitlines()
+        assert len(lines) <= 24
+        assert all(len(line) <= 80 for line in lines)
+
+    def test_a_broken_promise_is_marked_and_spoils_the_verdict(self) -> None:
+        """Else a promise that was broken passes as kept."""
+        verdict = a_verdict(at_least_once=[Finding("unseen", 3, ["page-views[0]@7"])])
+        assert not verdict.good
+        text = shown(verdict)
+        assert "✗ at least once" in text
+        assert "✓ exactly once" in text
+        assert "3 × unseen, for example page-views[0]@7" in text
+
+    def test_a_worker_that_ended_by_itself_spoils_it(self) -> None:
+        """Else a worker that crashes of its own passes for one that we killed."""
+        verdict = a_verdict(ended=["demo-1 (exit code 1)"])
+        assert not verdict.good
+        assert "ended by itself: demo-1" in shown(verdict)
+
+    @pytest.mark.parametrize(
+        ("guarantee", "figures", "words"),
+        [
+            ("exactly_once", {"lost": 0, "repeated": 0}, "nothing lost, nothing twice"),
+            ("exactly_once", {"lost": 2, "repeated": 1}, "2 lost, 1 output repeated"),
+            ("exactly_once", {"lost": None, "repeated": None}, "no check counts what was lost or repeated"),
+            ("at_most_once", {"lost": 0, "repeated": 0, "reported": 5}, "nothing lost (reported: at most 5)"),
+            ("at_most_once", {"lost": None, "repeated": None, "reported": 5}, "at most 5 lost, as reported"),
+        ],
+    )
+    def test_what_nobody_counted_is_not_said_to_be_nothing(
+        self, guarantee: str, figures: dict[str, int | None], words: str
+    ) -> None:
+        """Else agents without a check are told that nothing was lost."""
+        assert words in outcome(guarantee, figures)
 
 
 class TestWorkerProcesses:

@@ -435,4 +435,6 @@ def test_our_own_agents_pass() -> None:
 def test_a_topic_declared_on_another_app_is_refused(shop: Shop) -> None:
     """Faust has the topic's own app fetch it: the agent would run under that app's guarantee, not under its own."""
     text = shop.refused("@sensing.agent(payments)\nasync def copy(stream):\n    pass")
-    assert re.search(r"agent shop_agents.copy \(shop_agents.py:\d+\) runs at most once, but .* declared exactly once", text)
+    assert re.search(
+        r"agent shop_agents.copy \(shop_agents.py:\d+\) runs at most once, but .* declared exactly once", text
+    )

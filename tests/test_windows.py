@@ -21,7 +21,6 @@ import faust
 import msgspec
 import pytest
 from faust.exceptions import ImproperlyConfigured
-from faust.tables import wrappers
 from faust.types import TP
 from faust.types.tuples import Message
 from faust.windows import HoppingWindow, SlidingWindow
@@ -156,7 +155,7 @@ def clock_of(partition: Partition) -> Iterator[None]:
     """Let this machine's clock be the partition's, which the test sets."""
     clock = SimpleNamespace(time=lambda: partition.clock_s)
     with ExitStack() as patches:
-        for module in ("batch", "table", "windows"):
+        for module in ("batch", "faust_adapter", "windows"):
             patches.enter_context(mock.patch.multiple(f"streams_app.{module}", time=clock))
         yield
 
@@ -521,24 +520,6 @@ def test_the_broker_deletes_nothing_by_its_clock() -> None:
 def test_fausts_cleanup_does_not_run() -> None:
     """It would delete outside of transactions."""
     assert not minutes().table._should_expire_keys()
-
-
-@pytest.mark.parametrize(
-    ("owner", "name"),
-    [
-        (faust.Table, "_should_expire_keys"),
-        (faust.Table, "_apply_window_op"),
-        (faust.Table, "_set_windowed"),
-        (faust.Table, "_del_windowed"),
-        (faust.Table, "_window_ranges"),
-        (faust.Table, "_relative_now"),
-        (faust.Table, "_relative_event"),
-        (wrappers.WindowWrapper, "_keys"),
-    ],
-)
-def test_a_name_of_fausts_that_we_override_or_call_is_there(owner: type, name: str) -> None:
-    """Without it our override would silently not be called."""
-    assert hasattr(owner, name)
 
 
 # Properties.
