@@ -1,4 +1,6 @@
-"""Read, update a table, write one output: on our engine."""
+"""Read, update a table, write one output: on our engine, under the guarantee that BENCH_GUARANTEE names."""
+
+import os
 
 import msgspec
 
@@ -17,7 +19,8 @@ class Balance(msgspec.Struct):
     balance: int
 
 
-app = App("bench-ours", autodiscover=False, web_enabled=False)
+guarantee = os.environ.get("BENCH_GUARANTEE", "exactly_once")
+app = App("bench-ours", processing_guarantee=guarantee, autodiscover=False, web_enabled=False)
 entries = app.topic("entries", key_type=str, value_type=Entry)
 outputs = app.topic("outputs", key_type=str, value_type=Balance)
 balances = app.Table("balances", key_type=str, value_type=int, default=int)

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from faust.types import TP, Message
 
-from streams_app.errors import DeadBatchError
+from streams_app.errors import BatchError, DeadBatchError, TransactionAborted
 from streams_app.outbox import Outbox
 from streams_app.session import Consumed, Output, Pin, header_bytes
 from streams_app.store import TIME_BYTES, Store
@@ -103,6 +103,8 @@ class Batch:
         self.set_aside_by_agents = 0
         #: The event whose agent raised.
         self.failure: Event | None = None
+        #: What makes it hopeless to go on, and is no event's fault.
+        self.trouble: BatchError | None = None
         self._changed = asyncio.Event()
 
     def add(self, event: Event) -> None:
@@ -165,7 +167,7 @@ class Batch:
 
     async def settled(self) -> None:
         """Wait until every delivered event is done, or one has failed."""
-        while self.pending and self.failure is None:
+        while self.pending and self.failure is None and self.trouble is None:
             self._changed.clear()
             await self._changed.wait()
 
@@ -196,8 +198,18 @@ class Batch:
         check_output(output)
         if self._outbox is None:
             self.outputs.append(output)
-        else:
+            return
+        try:
             self._outbox.produce(output)
+        except TransactionAborted as error:
+            self.trouble = error
+            self._changed.set()
+            raise DeadBatchError(f"the event is delivered again, if its guarantee permits: {error}") from error
+
+    @property
+    def begun(self) -> bool:
+        """Whether an agent has begun with any of the events."""
+        return any(event.taken for event in self.events)
 
     def overlay(self, table: str, partition: int, new: Callable[[], Overlay]) -> Overlay:
         """The batch's view of one partition of a table."""

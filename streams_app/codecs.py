@@ -37,9 +37,9 @@ def is_struct(kind: Any) -> bool:
     return isinstance(kind, type) and issubclass(kind, msgspec.Struct)
 
 
-def struct_codec(kind: type[msgspec.Struct]) -> Codec:
-    """JSON of a struct type; its constraints are checked when decoding."""
-    decoder = msgspec.json.Decoder(kind).decode
+def struct_codec(kind: type) -> Codec:
+    """JSON of a type that msgspec knows; its constraints are checked when decoding."""
+    decoder: Callable[[bytes], Any] = msgspec.json.Decoder(kind).decode
 
     def decode(data: bytes) -> Any:
         try:
@@ -82,8 +82,8 @@ def key_codec(app: Any, kind: Any, serializer: Any = None) -> Codec:
 
 
 def value_codec(app: Any, kind: Any, serializer: Any = None) -> Codec:
-    """Values: structs as JSON by msgspec, others by Faust's ``serializer``."""
-    if is_struct(kind):
+    """Values: structs, and whole numbers, as JSON by msgspec, others by Faust's ``serializer``."""
+    if is_struct(kind) or (kind is int and serializer in {None, "json"}):
         return struct_codec(kind)
 
     def encode(value: Any) -> bytes:

@@ -195,6 +195,7 @@ class _Lines:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._said: set[str] = set()
+        self._figures: dict[str, str] = {}
         self._stage = ""
         self._next_s = 0.0
 
@@ -212,10 +213,11 @@ class _Lines:
         if demo.elapsed_s is not None and time.monotonic() >= self._next_s:
             self._next_s = time.monotonic() + _PLAIN_LINE_EVERY_S
             for flow in demo.flows:
-                self._line(
-                    f"{_clock(demo.elapsed_s)} {in_words(flow.guarantee)}: {flow.written} written, "
-                    f"{flow.processed} processed, {flow.rates()[1]:.0f} per second"
-                )
+                figures = f"{flow.written} written, {flow.processed} processed"
+                if figures != self._figures.get(flow.guarantee):
+                    self._figures[flow.guarantee] = figures
+                    rate = f"{flow.rates()[1]:.0f} per second"
+                    self._line(f"{_clock(demo.elapsed_s)} {in_words(flow.guarantee)}: {figures}, {rate}")
 
     def _failure(self, number: str, failure: Failure) -> None:
         who = f"{failure.victim} (process {failure.pid})"

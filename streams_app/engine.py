@@ -44,7 +44,7 @@ from streams_app.errors import (
     PartitionsLost,
 )
 from streams_app.events import Event, current_event
-from streams_app.faust_adapter import Assignment, Fetched, routes_of
+from streams_app.faust_adapter import Assignment, Fetched, purge, routes_of
 from streams_app.guarantees import AtLeastOnce, AtLeastOnceUnfenced, AtMostOnce, ExactlyOnce, Guarantee
 from streams_app.offsets import Offsets
 from streams_app.start import Start, Started
@@ -60,6 +60,7 @@ _FIRST_CHUNK_EVENTS, _LARGEST_CHUNK_EVENTS = 128, 4_096
 #: Outputs and table writes wait in memory until the barrier: at this many the batch is full.
 _BATCH_MAX_OUTPUTS = 200_000
 _RETRY_S, _LONGEST_RETRY_S = 0.1, 5.0
+_LONGEST_INTERVAL_S = 1.0
 _FINISH_S = 8.0
 
 
@@ -78,6 +79,7 @@ class Engine(Service):
         self._idle = asyncio.Event()
         self._idle.set()
         self._finishing = asyncio.Event()
+        self._finish_once: asyncio.Future[None] | None = None
         self._positions: dict[TP, int] = {}
         self._attempts: Counter[tuple[TP, int]] = Counter()
         self._last_words: dict[tuple[TP, int], str] = {}
@@ -87,6 +89,7 @@ class Engine(Service):
         #: What was taken back from a batch, for the next one.
         self._withheld: Fetched | None = None
         self._retry_s = _RETRY_S
+        self._commit_took_s = 0.0
         self._stores: dict[TP, Store] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="commit")
 
@@ -107,7 +110,12 @@ class Engine(Service):
         return AtLeastOnceUnfenced(config, app.input.commit_once, timeout_s)
 
     async def finish(self) -> None:
-        """Commit what is in hand and take nothing new; bounded."""
+        """Commit what is in hand and take nothing new; bounded. Asked again, the same."""
+        if self._finish_once is None:
+            self._finish_once = asyncio.ensure_future(self._finish_soon())
+        await asyncio.shield(self._finish_once)
+
+    async def _finish_soon(self) -> None:
         self._finishing.set()
         try:
             await asyncio.wait_for(self._idle.wait(), _FINISH_S)
@@ -117,7 +125,8 @@ class Engine(Service):
                 self._assignment.end(lost=True)
 
     async def on_stop(self) -> None:
-        self._thread.shutdown(wait=True)
+        # Not on the event loop: the others of this worker are stopping, too.
+        await asyncio.to_thread(self._thread.shutdown)
         self._guarantee.close()
         for store in self._stores.values():
             store.close()
@@ -153,9 +162,9 @@ class Engine(Service):
             return
         event = current_event()
         batch = event.batch if event is not None else None
-        if event is None or batch is None or isinstance(error, DeadBatchError):
-            return
-        if batch.dead or batch.sealed or batch.failure is not None:
+        if event is None or batch is None or event.acked or isinstance(error, DeadBatchError):
+            return  # not while it had an event in hand
+        if batch.dead or batch.sealed or batch.failure not in {None, event}:
             return  # the batch is dropped already, for the fault of another event
         at = event.message.tp, event.message.offset
         words = f"{agent}: {type(error).__name__}: {error}"
@@ -171,16 +180,17 @@ class Engine(Service):
 
     @Service.task
     async def _take_assignments(self) -> None:
-        while not self.should_stop:
-            self._assigned.clear()
-            assignment = self._assignment
-            if assignment is not None and not assignment.over.is_set():
-                self._idle.clear()
-                await self._serve(assignment)
+        try:
+            while not self.should_stop and not self._finishing.is_set():
+                self._assigned.clear()
+                assignment = self._assignment
+                if assignment is not None and not assignment.over.is_set():
+                    self._idle.clear()
+                    await self._serve(assignment)
+                self._idle.set()
+                await self._first_of(self._assigned.wait(), self._finishing.wait())
+        finally:
             self._idle.set()
-            if self._finishing.is_set():
-                return
-            await self._first_of(self._assigned.wait(), self._finishing.wait())
 
     async def _serve(self, assignment: Assignment) -> None:
         """Start the partitions and work on them until they are gone."""
@@ -194,18 +204,21 @@ class Engine(Service):
                 self.log.info("partitions lost: %s", error)
                 assignment.lost = True
                 # Membership is aiokafka's: it rejoins when a heartbeat tells it so. If it is told otherwise, start anew.
-                await self._first_of(assignment.over.wait(), asyncio.sleep(self.app.settings.session_timeout_ms / 1000))
+                await self._pause(assignment, self.app.settings.session_timeout_ms / 1000)
                 assignment.lost = assignment.over.is_set()
             except OutputRefused as error:
                 self.log.warning("looking for the event that sent it, %d at a time: %s", self._chunk_events, error)
-                await self._first_of(assignment.over.wait(), asyncio.sleep(_RETRY_S))
+                await self._pause(assignment, _RETRY_S)
             except (BatchError, KafkaUnreachable, KafkaException, AioKafkaError) as error:
                 name = type(error).__name__
                 self.log.warning("starting the partitions anew in %g s, after %s: %s", self._retry_s, name, error)
                 self.figures[name] += 1
                 self._guarantee.after_trouble()
-                await self._first_of(assignment.over.wait(), asyncio.sleep(self._retry_s))
+                await self._pause(assignment, self._retry_s)
                 self._retry_s = min(2 * self._retry_s, _LONGEST_RETRY_S)
+
+    async def _pause(self, assignment: Assignment, seconds: float) -> None:
+        await self._first_of(assignment.over.wait(), self._finishing.wait(), asyncio.sleep(seconds))
 
     def _is_over(self, assignment: Assignment) -> bool:
         return assignment.over.is_set() or self._finishing.is_set() or self.should_stop
@@ -317,8 +330,8 @@ class Engine(Service):
     async def _fetch(self, assignment: Assignment, wait_ms: int) -> Fetched | None:
         """Records, or None if the assignment ended first."""
         if self._withheld is not None:
-            withheld, self._withheld = self._withheld, None
-            return withheld
+            fetched, self._withheld = self._withheld.split(self._most_events())
+            return fetched
         partitions = list(self._positions)
         if not partitions:
             await self._first_of(assignment.over.wait(), self._finishing.wait())
@@ -330,7 +343,8 @@ class Engine(Service):
 
     async def _fill(self, batch: Batch, fetched: Fetched | None, assignment: Assignment) -> None:
         """Deliver chunk after chunk until the input is drained, the interval over, or the batch full."""
-        interval_s = self.app.settings.commit_interval_ms / 1000
+        # Where commits are slow, by a busy machine or far brokers, agents still get half of the time.
+        interval_s = max(self.app.settings.commit_interval_ms / 1000, min(self._commit_took_s, _LONGEST_INTERVAL_S))
         until_s = time.monotonic() + interval_s
         while fetched is not None:
             if fetched.pin != batch.pin:
@@ -412,17 +426,29 @@ class Engine(Service):
         if not batch.pending or batch.failure:
             return
         settled = asyncio.ensure_future(batch.settled())
-        over = (assignment.over.wait(), self._finishing.wait())
-        await self._first_of(settled, *over, asyncio.sleep(until_s - time.monotonic()), keep=settled)
+        over = assignment.over.wait, self._finishing.wait
+        while True:
+            pause = asyncio.sleep(max(0.0, until_s - time.monotonic()))
+            await self._first_of(settled, *(wait() for wait in over), pause, keep=settled)
+            if settled.done() or self._is_over(assignment) or batch.begun:
+                break
+            # The agents are busy with events of an earlier batch: taken back, these would only be delivered again.
+            until_s = time.monotonic() + self.app.settings.commit_interval_ms / 1000
         if not settled.done():
-            withdrawn = batch.withdraw()
-            if withdrawn:
-                positions = {tp: fetched.positions[tp] for tp in withdrawn}
-                self._withheld = Fetched(fetched.pin, withdrawn, positions, drained=False)
+            self._withdraw(batch, fetched)
             await self._first_of(settled, assignment.over.wait(), keep=settled)
         if not settled.done() and not assignment.lost:
             await asyncio.wait({settled}, timeout=self.app.settings.revoke_timeout_ms / 1000)
         settled.cancel()
+
+    def _withdraw(self, batch: Batch, fetched: Fetched) -> None:
+        """Take back what no agent has begun; all of it is of ``fetched``, as what was delivered before is done."""
+        withdrawn = batch.withdraw()
+        if withdrawn:
+            purge(self.app, withdrawn)
+            positions = {tp: fetched.positions[tp] for tp in withdrawn}
+            back = Fetched(fetched.pin, withdrawn, positions, drained=False)
+            self._withheld = back if self._withheld is None else back.followed_by(self._withheld)
 
     def _check_committable(self, batch: Batch, assignment: Assignment) -> None:
         if not (batch.pin.is_valid and batch.pin == assignment.pin and not assignment.lost):
@@ -431,6 +457,8 @@ class Engine(Service):
     async def _finish(self, batch: Batch, assignment: Assignment) -> None:
         """The one place that decides what becomes of a batch."""
         self._check_committable(batch, assignment)
+        if batch.trouble is not None:
+            raise batch.trouble
         if batch.failure is not None:
             self._drop(batch)
             # Halved each time, down to one event: then what is set aside commits, whatever comes behind it.
@@ -445,7 +473,9 @@ class Engine(Service):
             for letter in batch.set_aside.values():
                 batch.send(letter)
             batch.seal()
+            sealed_s = time.monotonic()
             await self._in_thread(self._guarantee.commit, batch)
+            self._commit_took_s = time.monotonic() - sealed_s
             self._committed(batch)
 
     def _committed(self, batch: Batch) -> None:

@@ -16,6 +16,7 @@ import time
 import weakref
 from collections import defaultdict
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
+from concurrent.futures import CancelledError
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeAlias, TypeVar, cast
 
 import aiokafka
@@ -71,7 +72,7 @@ _GROUP_MOVED_ON = frozenset(
         kafka_errors.RebalanceInProgressError,
     )
 )
-#: The broker says: not here, or not now; nothing was committed.
+#: The broker says: not here, or not now. As a rule nothing was committed; whoever goes on asks for the offsets, and claims.
 _NOT_COORDINATED = frozenset(
     error.errno
     for error in (
@@ -86,11 +87,30 @@ class Fetched(NamedTuple):
     """Records and the membership they were fetched under, taken in one step of the consumer's thread."""
 
     pin: Pin
-    messages: Mapping[TP, list[Message]]
+    messages: dict[TP, list[Message]]
     #: Next offset to read, behind transaction markers too.
     positions: dict[TP, int]
     #: Nothing more to read at the moment.
     drained: bool
+
+    def split(self, most: int) -> tuple[Fetched, Fetched | None]:
+        """The first ``most`` records, and the others."""
+        first, rest, positions = {}, {}, dict(self.positions)
+        for tp, messages in self.messages.items():
+            if most:
+                first[tp] = messages[:most]
+            if len(messages) > most:
+                rest[tp] = messages[most:]
+                positions[tp] = rest[tp][0].offset
+            most = max(0, most - len(messages))
+        return self._replace(messages=first, positions=positions), self._replace(messages=rest) if rest else None
+
+    def followed_by(self, others: Fetched) -> Fetched:
+        """These records and, partition by partition behind them, the others."""
+        messages = {
+            tp: [*self.messages.get(tp, ()), *others.messages.get(tp, ())] for tp in self.messages | others.messages
+        }
+        return self._replace(messages=messages, positions=self.positions | others.positions)
 
 
 class Assignment:
@@ -157,7 +177,8 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
             )
         return aiokafka.AIOKafkaConsumer(
             **self.app.kafka.aiokafka(),
-            client_id=conf.broker_client_id,
+            # It begins the member's id, which stands in the metadata of offsets, between spaces.
+            client_id=conf.broker_client_id.replace(" ", "-"),
             group_id=conf.id,
             partition_assignment_strategy=[self.app.assignor],
             enable_auto_commit=False,
@@ -192,8 +213,10 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
         """Leave the group for this slot's dead predecessor: without that, everybody waits for its session to end."""
         coordinator = self.kafka._coordinator
         try:
-            await asyncio.wait_for(coordinator.ensure_coordinator_known(), timeout=5)
-            await coordinator._send_req(LeaveGroupRequest(self.app.conf.id, member_id))
+            await asyncio.wait_for(coordinator.ensure_coordinator_known(), _COMMIT_TIMEOUT_S)
+            await asyncio.wait_for(
+                coordinator._send_req(LeaveGroupRequest(self.app.conf.id, member_id)), _COMMIT_TIMEOUT_S
+            )
         except (KafkaError, TimeoutError) as error:
             log.warning("could not leave the group for %s, its session will time out: %s", member_id, error)
 
@@ -254,7 +277,7 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
         Raises:
             PartitionsLost: the group has moved on; or nobody knows whether the request arrived, and then the membership was
                 given up, so that it cannot take effect any later.
-            TransactionAborted: nothing took effect.
+            TransactionAborted: the coordinator is not there; the committed offsets tell what took effect.
         """
         if not pin.is_valid or pin != self.live_pin():
             raise PartitionsLost(f"the membership is {self.live_pin()}, not {pin} any more")
@@ -373,7 +396,11 @@ class Consumer(driver.Consumer):
     def commit_once(self, pin: Pin, commits: Mapping[TP, tuple[int, str]]) -> None:
         """See `ConsumerThread.commit_once`; blocks, so it is for the engine's thread."""
         committing = self._thread.commit_once(pin, commits)
-        asyncio.run_coroutine_threadsafe(committing, self._thread.thread_loop).result()
+        try:
+            asyncio.run_coroutine_threadsafe(committing, self._thread.thread_loop).result(4 * _COMMIT_TIMEOUT_S)
+        except (RuntimeError, CancelledError, TimeoutError) as error:
+            committing.close()
+            raise PartitionsLost(f"the consumer's thread is ending: {error!r}") from error
 
     async def seek_all(self, positions: Mapping[TP, int]) -> None:
         """See `ConsumerThread.seek_all`."""
@@ -587,6 +614,12 @@ class Stream(faust.Stream[Any]):
 
     take_events = take_with_timestamp = noack_take = take
 
+    def noack(self) -> Any:
+        """Refused so far: an agent that collects events before it acknowledges them would wait for ones that wait for it."""
+        raise ImproperlyConfigured(
+            "noack() is not supported yet; an event is done when the agent asks for the next one"
+        )
+
     async def events(self) -> AsyncIterator[Any]:
         """As Faust's, one generator deep."""
         async for _ in self:
@@ -618,11 +651,7 @@ class Stream(faust.Stream[Any]):
                     await asyncio.sleep(0)
                 event = channel_value if isinstance(channel_value, Event) else None
                 if event is not None:
-                    if event.batch is None and self.app.in_worker:
-                        raise ImproperlyConfigured(
-                            f"{self.channel} is in memory: what is sent through it would be in no transaction; use a topic"
-                        )
-                    if event.withdrawn or (event.batch is not None and event.batch.dead):
+                    if not self._is_wanted(event):
                         event = None
                         continue
                     event.taken = True
@@ -636,16 +665,27 @@ class Stream(faust.Stream[Any]):
                     event.ack()
         except StopAsyncIteration:
             return  # the channel was a finite iterable
-        finally:
+        except (GeneratorExit, asyncio.CancelledError):
             if event is not None and event.batch is not None and not event.acked:
                 # The agent ended with the event in hand. If it raised, the engine knows; cancelled, nobody else would tell.
                 event.batch.fail(event)
+            raise
+        finally:
             self._channel_stop_iteration(self.channel)
             # When an agent raises, its generator is finalised at some later time: by then the agent may have been started
             # again and iterate anew, over this same stream.
             if started_here and self._iteration is this:
                 await self.stop()
                 self.service_reset()
+
+    def _is_wanted(self, event: Event) -> bool:
+        if event.batch is not None:
+            return not (event.withdrawn or event.batch.dead)
+        if self.app.in_worker:
+            raise ImproperlyConfigured(
+                f"{self.channel} is in memory: what is sent through it would be in no transaction; use a topic"
+            )
+        return True
 
     def _getter(self) -> Callable[[], Any]:
         """Takes what the channel's queue has, without waiting."""
@@ -685,6 +725,15 @@ def routes_of(app: App, tp: TP) -> list[tuple[Callable[[Message], tuple[Any, Any
             f"no agent reads {tp.topic}-{tp.partition}, though it is assigned: its events would be skipped"
         )
     return [(channel.decode_message, channel.queue.force_put_nowait) for channel in channels]
+
+
+def purge(app: App, tps: Iterable[TP]) -> None:
+    """Take events that were withdrawn out of the agents' queues: an agent that is busy for long would never get to them."""
+    for channel in {id(channel): channel for tp in tps for channel in cast(Any, app.topics)._tp_index[tp]}.values():
+        events = channel.queue._queue
+        kept = [event for event in events if not event.withdrawn]
+        events.clear()
+        events.extend(kept)
 
 
 def record_metadata(topic: str, partition: int, offset: int, timestamp: float | None) -> faust.types.RecordMetadata:

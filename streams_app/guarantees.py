@@ -163,7 +163,7 @@ class AtLeastOnce(ExactlyOnce):
 
     def open(self) -> None:
         super().open()
-        self.forget()
+        self._outbox.renew()
 
     def forget(self) -> None:
         """What a dropped batch sent is not the next one's failure."""
@@ -190,7 +190,7 @@ class Unfenced(Guarantee):
         return Batch(pin, self._outbox, redelivers=self.redelivers)
 
     def open(self) -> None:
-        self.forget()
+        self._outbox.renew()
 
     def forget(self) -> None:
         """What a dropped batch sent is not the next one's failure."""
@@ -248,34 +248,45 @@ class AtMostOnce(Unfenced):
         super().__init__(config, commit_once, timeout_s, retries=False)
         self._figures = figures
         self._given_up: dict[TP, int] = {}
-        #: Partitions whose offset does not say "nothing in hand".
-        self._in_hand: set[TP] = set()
+        #: Offsets up to which nobody else will read.
+        self._claimed: dict[TP, int] = {}
+        #: What the brokers know: the committed offset, and where the batch in hand begins.
+        self._said: dict[TP, tuple[int, int]] = {}
 
     def claim(
         self, positions: Mapping[tuple[str, int], int], found: Mapping[tuple[str, int], Committed], pin: Pin
     ) -> None:
-        self._given_up, newly = {}, 0
-        for tp, offset in positions.items():
+        self._given_up, self._said, newly = {}, {}, 0
+        self._claimed = {TP(*tp): offset for tp, offset in positions.items()}
+        for tp, offset in self._claimed.items():
             before, claim = found[tp].offset, Claim.parse(found[tp].metadata)
             given_up = 0
             if before is not None:
                 # Events deleted before anybody read them are given up, too.
                 given_up = (claim.reported(before) if claim else 0) + max(0, offset - before)
             newly += given_up - (claim.given_up if claim else 0)
-            self._given_up[TP(*tp)] = given_up
-        self._commit_once(
-            pin, {TP(*tp): (offset, self._text(TP(*tp), offset, pin)) for tp, offset in positions.items()}
-        )
-        self._in_hand = set()
+            self._given_up[tp] = given_up
+        self._say(dict(self._claimed), pin)
         self._count(newly, "by whoever had these partitions before")
 
     def take(self, batch: Batch, began: Mapping[TP, int]) -> None:
-        claims = {tp: (offset, self._text(tp, began[tp], batch.pin)) for tp, offset in batch.consumed.items()}
-        done = {tp: (began[tp], self._text(tp, began[tp], batch.pin)) for tp in self._in_hand if tp not in claims}
+        for tp, offset in batch.consumed.items():
+            # What was taken back from an earlier batch, and is still in memory, stays claimed.
+            self._claimed[tp] = max(self._claimed[tp], offset)
         step("0 claim")
-        self._commit_once(batch.pin, {**done, **claims})
+        self._say(began, batch.pin)
         step("0 claimed")
-        self._in_hand = set(claims)
+
+    def _say(self, began: Mapping[TP, int], pin: Pin) -> None:
+        """Commit what the brokers do not know yet."""
+        news = {tp: (offset, began[tp]) for tp, offset in self._claimed.items()}
+        news = {tp: said for tp, said in news.items() if said != self._said.get(tp)}
+        if news:
+            claims = {
+                tp: (offset, Claim(pin.member_id, began, self._given_up[tp])) for tp, (offset, began) in news.items()
+            }
+            self._commit_once(pin, {tp: (offset, claim.text) for tp, (offset, claim) in claims.items()})
+            self._said |= news
 
     def commit(self, batch: Batch) -> None:
         stale = {overlay: expire(overlay) for overlay in batch.overlays.values()}
@@ -291,12 +302,9 @@ class AtMostOnce(Unfenced):
             self._count(lost, "as their outputs were not acknowledged, or their agent ended")
 
     def rest(self, positions: Mapping[TP, int], pin: Pin) -> None:
-        if self._in_hand:
-            self._commit_once(pin, {tp: (positions[tp], self._text(tp, positions[tp], pin)) for tp in self._in_hand})
-            self._in_hand = set()
-
-    def _text(self, tp: TP, began: int, pin: Pin) -> str:
-        return Claim(pin.member_id, began, self._given_up[tp]).text
+        # Behind the position there may be events that were claimed and that no agent has begun: they are given back.
+        self._claimed = dict(positions)
+        self._say(positions, pin)
 
     def _count(self, events: int, why: str) -> None:
         if events:

@@ -45,18 +45,27 @@ class Outbox:
         }
         self._new_producer = new_producer
         self._failures: list[KafkaError] = []
-        # A word about each record that arrived would cost more than sending it.
-        self._outputs = new_producer(
-            {**self._config, "delivery.report.only.error": True, "on_delivery": self._on_delivery}
-        )
         self._changelogs: Any = None
+        self._outputs = self._new_outputs()
+
+    def _new_outputs(self) -> Any:
+        # A word about each record that arrived would cost more than sending it.
+        only_errors = {"delivery.report.only.error": True, "on_delivery": self._on_delivery}
+        return self._new_producer({**self._config, **only_errors})
+
+    def renew(self) -> None:
+        """Send what is left, and go on with new producers: after a fatal error the old ones send nothing any more."""
+        self.flush()
+        self.close()
+        self._outputs, self._changelogs = self._new_outputs(), None
+        self._failures = []
 
     def produce(self, output: Output) -> None:
         """Hand a record to the producer.
 
         Raises:
             KafkaException: it is one that no broker takes.
-            BufferError: the brokers have not taken anything for a long time.
+            TransactionAborted: the producer takes nothing any more, or the brokers have not for a long time.
         """
         topic, key, value, partition, timestamp_ms, headers = output
         at = -1 if partition is None else partition
@@ -64,11 +73,16 @@ class Outbox:
 
     def _hand_over(self, producer: Any, *record: Any, **more: Any) -> None:
         try:
-            producer.produce(*record, **more)
-        except BufferError:
-            # A million records wait: nothing of use can be done before the brokers take some of them.
-            producer.flush(self._timeout_s)
-            producer.produce(*record, **more)
+            try:
+                producer.produce(*record, **more)
+            except BufferError:
+                # A million records wait: nothing of use can be done before the brokers take some of them.
+                producer.flush(self._timeout_s)
+                producer.produce(*record, **more)
+        except (BufferError, KafkaException) as error:
+            if isinstance(error, KafkaException) and error.args[0].code() in REFUSED:
+                raise
+            raise TransactionAborted(f"an output could not be sent: {error}") from error
 
     def produce_changelog(
         self, topic: str, partition: int, records: Sequence[tuple[bytes, bytes | None, int]]

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from streams_app.batch import Batch
 from streams_app.errors import DeadBatchError
 from streams_app.events import Event
+from streams_app.faust_adapter import Fetched
 from streams_app.session import Output, Pin
 
 PIN = Pin("group", 1, "member")
@@ -83,3 +84,19 @@ def test_an_event_that_is_not_delivered_again_is_given_up_and_counted() -> None:
     batch.fail(batch.events[0])
     assert batch.failure is None
     assert (batch.given_up, batch.pending) == (1, 1)
+
+
+@given(st.dictionaries(st.sampled_from([TP("a", 0), TP("a", 1), TP("b", 0)]), st.integers(1, 5)), st.integers(1, 16))
+def test_what_was_taken_back_comes_again_in_its_order(counts: dict[TP, int], most: int) -> None:
+    """Handed out in parts, and some of it taken back again, it must neither be lost nor turned round."""
+    messages = {tp: [message(tp, 2 * number) for number in range(count)] for tp, count in counts.items()}
+    ends = {tp: 2 * count + 5 for tp, count in counts.items()}
+    first, rest = Fetched(PIN, messages, ends, drained=False).split(most)
+    assert sum(map(len, first.messages.values())) == min(most, sum(counts.values()))
+    for tp in first.messages:
+        more = rest.messages.get(tp) if rest is not None else None
+        assert first.positions[tp] == (more[0].offset if more else ends[tp])
+    if rest is not None:
+        again = first.followed_by(rest)
+        assert again.messages == messages
+        assert all(again.positions[tp] == ends[tp] for tp in rest.messages)

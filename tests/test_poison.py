@@ -72,6 +72,22 @@ def test_poison_is_set_aside_and_harms_no_neighbour(kafka_url: str, tmp_path: Pa
         assert guarantee == "at_least_once" or first_ones == ids
 
 
+@pytest.mark.parametrize("guarantee", ["exactly_once", "at_most_once"])
+def test_an_event_that_a_processor_of_the_stream_refuses_is_set_aside(
+    kafka_url: str, tmp_path: Path, guarantee: str
+) -> None:
+    """It failed before the agent had it in hand: uncounted, it would stop its partition for ever."""
+    with rig(kafka_url, tmp_path, GUARANTEE=guarantee, PROCESSOR="1") as made:
+        made.send(50, orders={0: "unprocessable", 20: "unprocessable", 49: "unprocessable"})
+        made.worker().wait_started()
+        made.wait_consumed()
+        made.stop()
+        assert sorted(json.loads(message.value())["id"] for message in made.read("dead-letters")) == [0, 20, 49]
+        assert sum(map(len, outputs(made).values())) == 47
+        if guarantee == "at_most_once":
+            assert made.reported() == 0, "what was set aside was not lost"
+
+
 def test_a_mended_agent_gets_its_poison_back_once(kafka_url: str, tmp_path: Path) -> None:
     """Set aside is not lost: replayed, each takes effect, and takes effect once."""
     with rig(kafka_url, tmp_path, GUARANTEE="exactly_once") as made:

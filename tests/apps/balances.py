@@ -30,6 +30,8 @@ failed: set[int] = set()
 
 @app.agent(entries, concurrency=int(os.environ.get("CONCURRENCY", "1")))
 async def add_up(stream):
+    if "PROCESSOR" in os.environ:
+        stream.add_processor(check)
     async for key, entry in stream.items():
         # A member that does not lead the group has to know it, too.
         assert app.partitions_of("entries") == 4
@@ -37,6 +39,13 @@ async def add_up(stream):
         table[key] = balance
         await balances.send(key=key, value=Balance(entry.id, balance))
         await obey(entry)
+
+
+def check(entry):
+    """A processor of the stream, which fails before the agent has the event."""
+    if entry.order == "unprocessable":
+        raise ValueError(f"{entry.id} cannot be processed")
+    return entry
 
 
 async def obey(entry):
