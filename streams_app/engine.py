@@ -470,13 +470,19 @@ class Engine(Service):
                 f"{batch.pending} of {len(batch.events)} events were not done when the assignment ended"
             )
         else:
-            for letter in batch.set_aside.values():
-                batch.send(letter)
+            self._send_letters(batch)
             batch.seal()
             sealed_s = time.monotonic()
             await self._in_thread(self._guarantee.commit, batch)
             self._commit_took_s = time.monotonic() - sealed_s
             self._committed(batch)
+
+    def _send_letters(self, batch: Batch) -> None:
+        try:
+            for letter in batch.set_aside.values():
+                batch.send(letter)
+        except DeadBatchError as error:
+            raise batch.trouble or error from error
 
     def _committed(self, batch: Batch) -> None:
         for (topic, partition), offset in batch.consumed.items():

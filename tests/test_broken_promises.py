@@ -36,10 +36,11 @@ CASES = [
         "at_most_once",
         "sensor-readings",
         "kill 5 published@4",
-        "        self._commit_once(batch.pin, {**done, **claims})\n",
+        "            self._commit_once(pin, {tp: (offset, claim.text) for tp, (offset, claim) in claims.items()})\n",
         # Each batch when the next one comes: behind its processing.
-        "        late, self._late = getattr(self, '_late', {}), {**done, **claims}\n"
-        "        self._commit_once(batch.pin, late)\n",
+        "            now = {tp: (offset, claim.text) for tp, (offset, claim) in claims.items()}\n"
+        "            late, self._late = getattr(self, '_late', {}), now\n"
+        "            self._commit_once(pin, late)\n",
         {"repeated observation", "repeated dead letter"},
     ),
     Case(
