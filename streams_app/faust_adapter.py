@@ -54,6 +54,8 @@ T = TypeVar("T")
 Rows: TypeAlias = Iterable[tuple[tuple[Any, WindowRange], Any]]
 
 _METADATA_MAX_AGE_MS = 15_000
+#: A member learns of a rebalance by its next heartbeat: that long, partitions of one that left lie still.
+_HEARTBEAT_MS = 300
 #: aiokafka has one fetch at a time under way to a broker: one that waits for partitions without new records holds up those
 #: that have some. Measured with 500 ms: now and then an event took half a second.
 _FETCH_MAX_WAIT_MS = 50
@@ -197,7 +199,7 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
             request_timeout_ms=int(conf.broker_request_timeout * 1000),
             session_timeout_ms=settings.session_timeout_ms,
             rebalance_timeout_ms=settings.session_timeout_ms * 3,
-            heartbeat_interval_ms=min(1_000, settings.session_timeout_ms // 3),
+            heartbeat_interval_ms=min(_HEARTBEAT_MS, settings.session_timeout_ms // 3),
             metadata_max_age_ms=_METADATA_MAX_AGE_MS,
         )
 
