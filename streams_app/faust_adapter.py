@@ -800,6 +800,13 @@ class HostApp(faust.App):
         self.engine.on_agent_error(agent.name, exc)
 
     async def _stop_consumer(self) -> None:
-        family = cast("App", self).family
-        # The main app stops first: all of them at the same time, or their patience would add up.
-        await asyncio.gather(*(app.engine.finish() for app in family if app.runs_here and not app.client_only))
+        # The main app stops first, and takes all with it, each at its own pace: one whose agent awaits something must not
+        # keep the partitions of another, which does nothing any more, from those that could take them over.
+        await asyncio.gather(
+            *(app.leave() for app in cast("App", self).family if app.runs_here and not app.client_only)
+        )
+
+    async def leave(self) -> None:
+        """Finish what is in hand, and leave the group."""
+        await self.engine.finish()
+        await self.consumer.stop()
