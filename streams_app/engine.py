@@ -18,6 +18,7 @@ revoked, what no agent has begun is taken back, and comes again with a later bat
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -96,8 +97,6 @@ class Engine(Service):
         app = self.app
         config = app.kafka.librdkafka()
         self._guarantee = self._new_guarantee(config, app.settings.transaction_timeout_ms / 1000)
-        self._offsets = Offsets(config, app.conf.id)
-        self._offsets.connect()
 
     def _new_guarantee(self, config: dict[str, Any], timeout_s: float) -> Guarantee:
         app = self.app
@@ -129,7 +128,6 @@ class Engine(Service):
         # Not on the event loop: the others of this worker are stopping, too.
         await asyncio.to_thread(self._thread.shutdown)
         self._guarantee.close()
-        self._offsets.close()
         for store in self._stores.values():
             store.close()
         self._stores.clear()
@@ -251,16 +249,12 @@ class Engine(Service):
     def _start(self, assignment: Assignment, inputs: list[TP], changelogs: set[TP]) -> Started:
         """In the thread; see start.py for what it raises."""
         app = self.app
-        self._offsets.renew()
-        try:
-            self._open_stores(changelogs, self._offsets.topic_ids({tp.topic for tp in changelogs}))
+        with contextlib.closing(Offsets(app.kafka.librdkafka(), app.conf.id)) as offsets:
+            self._open_stores(changelogs, offsets.topic_ids({tp.topic for tp in changelogs}))
             from_latest = str(app.conf.consumer_auto_offset_reset) == "latest"
-            start = Start(self._offsets, self._guarantee, app.kafka.aiokafka(), from_latest=from_latest)
+            start = Start(offsets, self._guarantee, app.kafka.aiokafka(), from_latest=from_latest)
             stores = cast("dict[tuple[str, int], Store]", self._stores)
             return start.run(assignment.pin, [*inputs], stores, lambda: self._is_over(assignment))
-        except BaseException:
-            self._offsets.close()
-            raise
 
     def _open_stores(self, changelogs: set[TP], topic_ids: Mapping[str, str]) -> None:
         """In the thread: close the stores of partitions that are gone, open those that came."""

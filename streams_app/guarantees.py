@@ -107,9 +107,7 @@ class ExactlyOnce(Guarantee):
         return Batch(pin)
 
     def open(self) -> None:
-        # A session that is not broken has left nothing open: each of its transactions ended, and was heard to end.
-        if self.session.broken:
-            self.session.open()
+        self.session.open()
 
     def fence(self, transactional_id: str) -> None:
         """By taking over its transactional id for a moment."""

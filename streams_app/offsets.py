@@ -11,6 +11,7 @@ Read committed, it gives stable offsets only, and waits for those that are pendi
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
@@ -36,9 +37,7 @@ T = TypeVar("T")
 _REQUEST_TIMEOUT_S = 10.0
 #: Pending offsets of a live worker are stable again within a commit's time; of a dead one they are not: then fence it.
 _FENCE_AFTER_S = 0.5
-#: Just after a commit offsets are pending for some milliseconds, and librdkafka asks again only after long; far brokers
-#: answer later than the first of these tries lasts.
-_STABLE_POLL_S, _LONGEST_STABLE_POLL_S = 0.1, 2.0
+_STABLE_POLL_S, _STABLE_POLL_EACH_S = 0.5, 0.2
 
 
 class Committed(NamedTuple):
@@ -57,29 +56,22 @@ class Committed(NamedTuple):
 class Offsets:
     """Blocking questions to the brokers; each has a deadline.
 
-    An admin client that has seen its broker restart may get no answer for more than a minute: there is a new one for each
-    start of partitions (`renew`). The consumers stay, as it may take them half a second to find the group's coordinator.
+    Made for one start of partitions, and closed after it: an admin client that has seen its broker restart may get no answer
+    for more than a minute.
     """
 
     def __init__(self, config: Mapping[str, Any], group_id: str) -> None:
         self._config = {**config, "socket.timeout.ms": int(_REQUEST_TIMEOUT_S * 1000)}
         self._group_id = group_id
 
-    def connect(self) -> None:
-        """Begin to connect: best done before there is a question."""
-        _ = self._admin, self._reader, self._stable_reader
-
-    def renew(self) -> None:
-        """Let the next question be asked by a new admin client."""
-        self.__dict__.pop("_admin", None)
-
     def close(self) -> None:
-        """Give the connections back; the next question connects anew."""
+        """Give the connections back."""
         for name in ("_stable_reader", "_reader"):
             reader = self.__dict__.pop(name, None)
             if reader is not None:
-                reader.close()
-        self.renew()
+                # Closed while it still looks for the group's coordinator, it takes a minute: nobody waits for that.
+                threading.Thread(target=reader.close, name="close", daemon=True).start()
+        self.__dict__.pop("_admin", None)
 
     @cached_property
     def _admin(self) -> AdminClient:
@@ -113,33 +105,39 @@ class Offsets:
         found: dict[TP, Committed] = {}
         started_s = time.monotonic()
         fenced: set[Owner] = set()
-        poll_s = _STABLE_POLL_S
         while True:
-            waited_s = time.monotonic() - started_s
-            # librdkafka's time-out does not tell which of several offsets is pending.
-            for asked in [[tp] for tp in missing] if waited_s > _FENCE_AFTER_S else [list(missing)]:
-                found |= self._stable_ones(asked, poll_s)
+            found |= self._stable_ones(missing)
             missing -= found.keys()
             if not missing:
                 return found
             if cancelled():
                 raise PartitionsLost("the assignment ended while its offsets were pending")
+            waited_s = time.monotonic() - started_s
             if waited_s > timeout_s:
                 raise KafkaUnreachable(f"transactions on {sorted(missing)} are still pending after {timeout_s:g} s")
             if waited_s > _FENCE_AFTER_S:
                 for owner in set(self.owners(missing).values()) - fenced:
                     fenced.add(owner)
                     fence(owner.transactional_id)
-            poll_s = min(2 * poll_s, _LONGEST_STABLE_POLL_S)
 
-    def _stable_ones(self, partitions: Sequence[TP], timeout_s: float) -> dict[TP, Committed]:
-        """The offsets of ``partitions``, if all of them are stable; else none."""
+    def _stable_ones(self, partitions: Iterable[TP]) -> dict[TP, Committed]:
+        """Those of ``partitions`` whose offsets are stable; librdkafka's time-out does not tell which ones are not."""
+        asked = list(partitions)
+        if not asked:
+            return {}
         try:
-            return self._committed(self._stable_reader, partitions, timeout_s)
+            return self._committed(
+                self._stable_reader, asked, _STABLE_POLL_S if len(asked) > 1 else _STABLE_POLL_EACH_S
+            )
         except KafkaException as error:
             if error.args[0].code() != KafkaError._TIMED_OUT:
                 raise
+        if len(asked) == 1:
             return {}
+        stable: dict[TP, Committed] = {}
+        for tp in asked:
+            stable |= self._stable_ones([tp])
+        return stable
 
     def owners(self, partitions: Iterable[TP] | None = None) -> dict[TP, Owner]:
         """Who committed the offsets of ``partitions``, or of all that the group has, last, pending or not."""

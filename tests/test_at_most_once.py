@@ -26,7 +26,7 @@ def balances(kafka_url: str, tmp_path: Path) -> Iterator[Rig]:
 def test_a_kill_at_each_step_repeats_nothing_and_loses_no_more_than_reported(balances: Rig, step: str) -> None:
     """The first promise is that nothing repeats; the second that the loss is bounded, and told."""
     balances.send(300)
-    worker = balances.worker(STREAMS_APP_FAULT=f"kill {step}@3").wait_started()
+    worker = balances.worker(STREAMS_APP_FAULT=f"kill {step}@3")
     balances.send(300, rate=300)
     assert worker.wait() == -signal.SIGKILL
     successor = balances.worker().wait_started()
