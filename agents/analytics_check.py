@@ -24,16 +24,14 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from datetime import UTC, datetime, timedelta
-from typing import TypeVar
 
 import msgspec
 
+from streams_app.evidence import letter_from, read, read_input
 from streams_app.partitioning import partition_of
 from streams_app.registry import Check, Facts, Observed, check
 from streams_app.windows import CLOCK_ROW, split_window_key
 from tables.analytics import PageView, PageViewCount
-
-T = TypeVar("T")
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _US = timedelta(microseconds=1)
@@ -128,13 +126,9 @@ class PageViewsCheck(Check):
     def _observe_view(self, record: Observed) -> None:
         self._inputs += 1
         where = record.partition, record.offset
-        try:
-            view = _views.decode(record.value or b"")
-        except msgspec.ValidationError:
-            self._refused[where] = "invalid"
-            return
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            self._refused[where] = "malformed"
+        view, code = read_input(_views, record.value)
+        if view is None:
+            self._refused[where] = code
             return
         at_us, sent_us, newest = _microseconds(view.at), record.timestamp_ms * 1_000, self._newest[record.partition]
         if record.key != view.page.encode():
@@ -156,7 +150,7 @@ class PageViewsCheck(Check):
     # -- counts
 
     def _observe_count(self, record: Observed) -> None:
-        count = _read(_counts, record.value)
+        count = read(_counts, record.value)
         start_us = _microseconds(count.window_start) if count else 0
         if count is None or start_us % _MINUTE_US or count.views < 1:
             self.findings.add("phantom count", f"{record} is not of the form that we write")
@@ -177,30 +171,26 @@ class PageViewsCheck(Check):
     # -- dead letters
 
     def _observe_dead_letter(self, record: Observed) -> None:
-        topic, partition, offset, code = (
-            record.headers.get(f"dlq.{name}", b"").decode(errors="replace")
-            for name in ("topic", "partition", "offset", "error")
-        )
-        if topic != self.facts.settings.kafka_prefix + "page-views":
+        letter = letter_from(self.facts.settings.kafka_prefix + "page-views", record)
+        if letter is None:
             return
-        letter = f"{record}: {topic}[{partition}]@{offset} as {code}"
-        where = (int(partition), int(offset)) if partition.isdecimal() and offset.isdecimal() else (-1, -1)
+        where, code, text = letter
         if where in self._letters:
             self._repeated_letters += 1
             return
         self._letters.add(where)
         deserved = self._refused.get(where)
         if deserved is None:
-            self._observe_other_letter(record, where, code, letter)
+            self._observe_other_letter(record, where, code, text)
         elif code != deserved:
-            self.findings.add("wrong dead letter", f"{letter}, not as {deserved}")
+            self.findings.add("wrong dead letter", f"{text}, not as {deserved}")
 
     def _observe_other_letter(self, record: Observed, where: tuple[int, int], code: str, letter: str) -> None:
         """A dead letter of a view that counts, as far as its record tells."""
         if where in self._open and code == "late":
             self._open[where].views -= 1
             return
-        view = _read(_views, record.value)
+        view = read(_views, record.value)
         page = self._pages.get(view.page) if view else None
         minute = page.minutes.get(_microseconds(view.at) // _MINUTE_US) if view and page else None
         if minute is None or not minute.views:
@@ -290,16 +280,6 @@ def _microseconds(moment: datetime) -> int:
 
 def _bits(number: int) -> list[int]:
     return [bit for bit in range(number.bit_length()) if number >> bit & 1]
-
-
-def _read(decoder: msgspec.json.Decoder[T], value: bytes | None) -> T | None:
-    """The value in its form; None: it does not have that form."""
-    if value is None:
-        return None
-    try:
-        return decoder.decode(value)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return None
 
 
 _views = msgspec.json.Decoder(PageView)

@@ -30,6 +30,7 @@ from typing import TypeVar
 
 import msgspec
 
+from streams_app.evidence import read
 from streams_app.partitioning import partition_of
 from streams_app.registry import Check, Facts, Observed, check
 from tables.ledger import EXTERNAL_PREFIX, Account, Credit, Decision, Entry, Result, Transfer, split_decision_key
@@ -38,7 +39,6 @@ T = TypeVar("T")
 
 #: How far, in credits of one account, an entry may be from where it is expected: bounds the work after an anomaly.
 _LOOK = 1_000
-_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 class _Input(msgspec.Struct, gc=False):
@@ -180,7 +180,7 @@ class LedgerCheck(Check):
     # -- transfers
 
     def _observe_transfer(self, record: Observed) -> None:
-        transfer = _read(_transfers, record.value)
+        transfer = read(_transfers, record.value)
         newest_ms = max(self._newest_ms.get(record.partition, 0), record.timestamp_ms)
         self._newest_ms[record.partition] = newest_ms
         if transfer is None:
@@ -461,20 +461,10 @@ class LedgerCheck(Check):
         }
 
     def _read_output(self, decoder: msgspec.json.Decoder[T], record: Observed) -> T | None:
-        value = _read(decoder, record.value)
+        value = read(decoder, record.value)
         if value is None:
             self.findings.add("phantom output", f"{record} is not of the form that we write")
         return value
-
-
-def _read(decoder: msgspec.json.Decoder[T], value: bytes | None) -> T | None:
-    """The value in its form; None: it does not have that form."""
-    if value is None:
-        return None
-    try:
-        return decoder.decode(value)
-    except _UNREADABLE:
-        return None
 
 
 def _new_decisions(account: _Account, each: _Input) -> set[tuple[str, str | None]]:

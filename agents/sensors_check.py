@@ -23,15 +23,13 @@ from __future__ import annotations
 
 from array import array
 from math import inf, isclose
-from typing import TypeVar
 
 import msgspec
 
+from streams_app.evidence import letter_from, read, read_input
 from streams_app.partitioning import partition_of
 from streams_app.registry import Check, Facts, Observed, check
 from tables.sensors import Observation, Reading
-
-T = TypeVar("T")
 
 #: By how much, of the numbers involved, an average may differ from another way to compute it: some rounding steps.
 _TOLERANCE = 1e-9
@@ -152,13 +150,9 @@ class SensorsCheck(Check):
 
     def _observe_reading(self, record: Observed) -> None:
         where = record.partition, record.offset
-        try:
-            reading = _readings.decode(record.value or b"")
-        except msgspec.ValidationError:
-            self._ill[where] = "invalid"
-            return
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            self._ill[where] = "malformed"
+        reading, code = read_input(_readings, record.value)
+        if reading is None:
+            self._ill[where] = code
             return
         if record.key != reading.device.encode():
             self._ill[where] = "wrong_key"
@@ -172,7 +166,7 @@ class SensorsCheck(Check):
 
     def _observe_observation(self, record: Observed) -> None:
         self._observed += 1
-        observation = _read(_observations, record.value)
+        observation = read(_observations, record.value)
         if observation is None:
             self.findings.add("phantom observation", f"{record} is not of the form that we write")
             return
@@ -223,27 +217,23 @@ class SensorsCheck(Check):
     # -- dead letters
 
     def _observe_dead_letter(self, record: Observed) -> None:
-        topic, partition, offset, code = (
-            record.headers.get(f"dlq.{name}", b"").decode(errors="replace")
-            for name in ("topic", "partition", "offset", "error")
-        )
-        if topic != self.facts.settings.kafka_prefix + "sensor-readings":
+        letter = letter_from(self.facts.settings.kafka_prefix + "sensor-readings", record)
+        if letter is None:
             return
-        letter = f"{record}: {topic}[{partition}]@{offset} as {code}"
-        where = (int(partition), int(offset)) if partition.isdecimal() and offset.isdecimal() else (-1, -1)
+        where, code, text = letter
         if where in self._letters:
-            self.findings.add("repeated dead letter", letter)
+            self.findings.add("repeated dead letter", text)
             return
         self._letters.add(where)
         deserved = self._ill.get(where)
         if deserved is None:
-            self._observe_other_letter(record, letter)
+            self._observe_other_letter(record, text)
         elif code != deserved:
-            self.findings.add("wrong dead letter", f"{letter}, not as {deserved}")
+            self.findings.add("wrong dead letter", f"{text}, not as {deserved}")
 
     def _observe_other_letter(self, record: Observed, letter: str) -> None:
         """A dead letter of something that was not ill-formed."""
-        reading = _read(_readings, record.value)
+        reading = read(_readings, record.value)
         device = self._devices.get(reading.device) if reading else None
         if reading is None or device is None or not device.with_seq(reading.seq):
             self.findings.add("phantom dead letter", letter)
@@ -286,16 +276,6 @@ class SensorsCheck(Check):
             if index >= 0:
                 return f"number {next(seq for seq in device.by_seq if index in device.with_seq(seq))} of {name}"
         return "sensor-readings[{}]@{}".format(*min(self._ill.keys() - self._letters))
-
-
-def _read(decoder: msgspec.json.Decoder[T], value: bytes | None) -> T | None:
-    """The value in its form; None: it does not have that form."""
-    if value is None:
-        return None
-    try:
-        return decoder.decode(value)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return None
 
 
 def _name(observation: Observation) -> str:

@@ -296,6 +296,18 @@ class Rig:
             stored |= read_only_copy(path)[1]
         assert stored == self.changelog()
 
+    def come_and_go(self, guests: int) -> None:
+        """Send, while one worker stays and others join it and leave, one after the other."""
+        self.worker("one").wait_started()
+        for number in range(guests):
+            self.send(150, rate=300)
+            guest = self.worker(f"guest-{number}")
+            self.send(300, rate=300)
+            guest.wait_started()
+            self.send(150, rate=300)
+            guest.signal(signal.SIGTERM)
+            assert guest.wait() == 0
+
     def stop(self) -> None:
         """SIGTERM to all workers; each ends in time and with 0."""
         for worker in self.workers:

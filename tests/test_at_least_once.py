@@ -101,15 +101,7 @@ def test_an_event_that_no_agent_can_do_anything_with_harms_no_other(balances: Ri
 
 def test_workers_that_come_and_go_lose_nothing(balances: Rig) -> None:
     """Each rebalance revokes partitions that have a batch in hand."""
-    balances.worker("one").wait_started()
-    for round_ in range(2):
-        balances.send(150, rate=300)
-        guest = balances.worker(f"guest-{round_}")
-        balances.send(300, rate=300)
-        guest.wait_started()
-        balances.send(150, rate=300)
-        guest.signal(signal.SIGTERM)
-        assert guest.wait() == 0
+    balances.come_and_go(2)
     balances.wait_consumed()
     balances.stop()
     balances.check_at_least_once()

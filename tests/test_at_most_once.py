@@ -43,37 +43,32 @@ def test_a_kill_at_each_step_repeats_nothing_and_loses_no_more_than_reported(bal
         assert successor.says(f"at most {reported} events were given up")
 
 
-def test_a_zombie_that_wakes_up_with_its_claim_in_hand_changes_nothing(balances: Rig) -> None:
-    """Its commit would put the offset back, or deliver what its successor has done."""
-    zombie = balances.worker("zombie", STREAMS_APP_FAULT="stop 0 claim@4").wait_started()
+def wake_a_zombie(balances: Rig, step: str, sent_meanwhile: int = 0) -> None:
+    """Freeze a worker at a step until another has done its work; wake it, and let both go on."""
+    zombie = balances.worker("zombie", STREAMS_APP_FAULT=f"stop {step}@4").wait_started()
     balances.send(600, rate=300)
     wait_until(lambda: zombie.frozen, "the worker froze")
     balances.worker("successor").wait_started()
     balances.send(200)
     balances.wait_consumed()
     zombie.signal(signal.SIGCONT)
-    balances.send(200, rate=200)
+    balances.send(sent_meanwhile, rate=200)
     wait_until(lambda: zombie.count("partitions started") >= 2, "the zombie rejoined")
     balances.send(100)
     balances.wait_consumed()
     balances.stop()
+
+
+def test_a_zombie_that_wakes_up_with_its_claim_in_hand_changes_nothing(balances: Rig) -> None:
+    """Its commit would put the offset back, or deliver what its successor has done."""
+    wake_a_zombie(balances, "0 claim", sent_meanwhile=200)
     lost, _ = balances.check_at_most_once()
     assert lost == 0, "the zombie had nothing in hand, and its successor read all"
 
 
 def test_a_zombie_that_wakes_up_amid_a_batch_repeats_nothing(balances: Rig) -> None:
     """Its events were its alone: finished late, they are not done twice."""
-    zombie = balances.worker("zombie", STREAMS_APP_FAULT="stop 0 claimed@4").wait_started()
-    balances.send(600, rate=300)
-    wait_until(lambda: zombie.frozen, "the worker froze")
-    balances.worker("successor").wait_started()
-    balances.send(200)
-    balances.wait_consumed()
-    zombie.signal(signal.SIGCONT)
-    wait_until(lambda: zombie.count("partitions started") >= 2, "the zombie rejoined")
-    balances.send(100)
-    balances.wait_consumed()
-    balances.stop()
+    wake_a_zombie(balances, "0 claimed")
     balances.check_at_most_once()
 
 

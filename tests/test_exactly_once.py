@@ -134,15 +134,7 @@ def test_a_transaction_that_the_broker_timed_out_is_done_again(balances: Rig) ->
 
 def test_workers_that_come_and_go_amid_transactions_change_nothing(balances: Rig) -> None:
     """Each rebalance revokes partitions that have a batch in hand."""
-    balances.worker("one").wait_started()
-    for round_ in range(3):
-        balances.send(150, rate=300)
-        guest = balances.worker(f"guest-{round_}")
-        balances.send(300, rate=300)
-        guest.wait_started()
-        balances.send(150, rate=300)
-        guest.signal(signal.SIGTERM)
-        assert guest.wait() == 0
+    balances.come_and_go(3)
     balances.wait_drained()
     balances.stop()
     balances.check()
