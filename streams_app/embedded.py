@@ -57,7 +57,8 @@ from streams_app.errors import StreamsAppError
 #: Takes one line for people about what is going on.
 Progress = Callable[[str], None]
 
-KAFKA_VERSION = "4.4.0"
+#: 4.3.0 and 4.4.0 can lose the markers of a transaction when a broker is killed and started again (docs/traps.md).
+KAFKA_VERSION = "4.2.1"
 COORDINATES = f"org.apache.kafka:kafka_2.13:{KAFKA_VERSION}"
 #: Carries Kafka's log lines (slf4j 1.7) to log4j2; taken in the version of the log4j that Kafka depends on. It is
 #: fetched by itself: resolved together with Kafka, its own parent would overrule the versions of Kafka's libraries.

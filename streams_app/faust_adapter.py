@@ -402,9 +402,14 @@ class Consumer(driver.Consumer):
         """See `ConsumerThread.commit_once`; blocks, so it is for the engine's thread."""
         committing = self._thread.commit_once(pin, commits)
         try:
-            asyncio.run_coroutine_threadsafe(committing, self._thread.thread_loop).result(4 * _COMMIT_TIMEOUT_S)
-        except (RuntimeError, CancelledError, TimeoutError) as error:
+            committed = asyncio.run_coroutine_threadsafe(committing, self._thread.thread_loop)
+        except RuntimeError as error:
             committing.close()
+            raise PartitionsLost(f"the consumer's thread has ended: {error!r}") from error
+        try:
+            committed.result(4 * _COMMIT_TIMEOUT_S)
+        except (CancelledError, TimeoutError) as error:
+            committed.cancel()
             raise PartitionsLost(f"the consumer's thread is ending: {error!r}") from error
 
     async def seek_all(self, positions: Mapping[TP, int]) -> None:

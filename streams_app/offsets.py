@@ -11,7 +11,6 @@ Read committed, it gives stable offsets only, and waits for those that are pendi
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
@@ -28,6 +27,7 @@ from confluent_kafka import (
 )
 from confluent_kafka.admin import AdminClient, ConfigResource, OffsetSpec
 
+from streams_app.deadlines import discard
 from streams_app.errors import KafkaUnreachable, PartitionsLost
 from streams_app.session import Owner
 
@@ -66,12 +66,9 @@ class Offsets:
 
     def close(self) -> None:
         """Give the connections back."""
-        for name in ("_stable_reader", "_reader"):
-            reader = self.__dict__.pop(name, None)
-            if reader is not None:
-                # Closed while it still looks for the group's coordinator, it takes a minute: nobody waits for that.
-                threading.Thread(target=reader.close, name="close", daemon=True).start()
-        self.__dict__.pop("_admin", None)
+        for name, last_call in (("_stable_reader", "close"), ("_reader", "close"), ("_admin", None)):
+            if name in self.__dict__:
+                discard(self.__dict__.pop(name), last_call)
 
     @cached_property
     def _admin(self) -> AdminClient:

@@ -15,6 +15,7 @@ from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, Producer
 
+from streams_app.deadlines import discard, within
 from streams_app.errors import OutputRefused, TransactionAborted
 from streams_app.session import REFUSED, Output, Written
 
@@ -77,7 +78,7 @@ class Outbox:
                 producer.produce(*record, **more)
             except BufferError:
                 # A million records wait: nothing of use can be done before the brokers take some of them.
-                producer.flush(self._timeout_s)
+                _flush(producer, time.monotonic() + self._timeout_s)
                 producer.produce(*record, **more)
         except (BufferError, KafkaException) as error:
             if isinstance(error, KafkaException) and error.args[0].code() in REFUSED:
@@ -107,8 +108,7 @@ class Outbox:
         deadline_s = time.monotonic() + self._timeout_s
         for producer in (self._outputs, self._changelogs):
             if producer is not None:
-                silent = producer.flush(max(0.1, deadline_s - time.monotonic()))
-                self._failures += [KafkaError(KafkaError._MSG_TIMED_OUT)] * silent
+                self._failures += [KafkaError(KafkaError._MSG_TIMED_OUT)] * _flush(producer, deadline_s)
         failures, self._failures = self._failures, []
         return failures
 
@@ -127,10 +127,20 @@ class Outbox:
 
     def close(self) -> None:
         """Give up what was not sent."""
-        for producer in (self._outputs, self._changelogs):
+        producers, self._outputs, self._changelogs = (self._outputs, self._changelogs), None, None
+        for producer in producers:
             if producer is not None:
-                producer.purge()
+                discard(producer, "purge")
 
     def _on_delivery(self, error: KafkaError | None, _message: Any) -> None:
         if error is not None:
             self._failures.append(error)
+
+
+def _flush(producer: Any, deadline_s: float) -> int:
+    """Gives the number of records of which nothing was heard."""
+    timeout_s = max(0.1, deadline_s - time.monotonic())
+    try:
+        return int(within(timeout_s, producer.flush, timeout_s))
+    except TimeoutError:
+        return len(producer)

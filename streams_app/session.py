@@ -28,7 +28,8 @@ from typing import Any, NamedTuple, TypeAlias
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer, TopicPartition
 
-from streams_app.errors import CommitUnconfirmed, OutputRefused, PartitionsLost, TransactionAborted
+from streams_app.deadlines import discard, within
+from streams_app.errors import CommitUnconfirmed, KafkaUnreachable, OutputRefused, PartitionsLost, TransactionAborted
 
 Headers: TypeAlias = Sequence[tuple[str, bytes]] | None
 
@@ -165,13 +166,15 @@ class Session:
         """Make a new producer and fence off, and abort, whatever ran under the transactional id before.
 
         Raises:
-            KafkaException: the brokers did not answer, or do not permit it; the session stays broken.
+            KafkaException, KafkaUnreachable: the brokers did not answer, or do not permit it; the session stays broken.
         """
         self.close()
-        producer = self._new_producer(dict(self._config))
-        producer.init_transactions(self._timeout_s)
-        self._producer = producer
+        self._producer = self._new_producer(dict(self._config))
         self._troubled.clear()
+        try:
+            within(self._timeout_s, self._producer.init_transactions, self._timeout_s)
+        except TimeoutError as error:
+            raise KafkaUnreachable(f"{self.transactional_id}: the brokers do not let the producer begin") from error
         self.broken = self.fenced = False
 
     def rename(self, transactional_id: str) -> None:
@@ -182,9 +185,9 @@ class Session:
     def close(self) -> None:
         """Drop the producer; an open transaction is aborted by the next owner of the id, or by the broker in time."""
         self.broken = True
-        if self._producer is not None:
-            self._producer.purge()
-            self._producer = None
+        producer, self._producer = self._producer, None
+        if producer is not None:
+            discard(producer, "purge")
 
     def begin(self) -> None:
         """Begin the broker's transaction."""
@@ -231,7 +234,8 @@ class Session:
 
     def _flush(self) -> None:
         # Shorter than the records' own time-out, so that late ones are noticed here.
-        remaining = self._producer.flush(_FLUSH_SHARE * self._timeout_s)
+        timeout_s = _FLUSH_SHARE * self._timeout_s
+        remaining = within(timeout_s, self._producer.flush, timeout_s)
         if remaining:
             raise TransactionAborted(f"{self.transactional_id}: {remaining} records were not acknowledged in time")
 
@@ -250,7 +254,8 @@ class Session:
             raise AssertionError("a transaction without offsets would be unfenced")
         metadata = group_metadata(pin)
         with self._before_end("send_offsets"):
-            self._producer.send_offsets_to_transaction(offsets, metadata, self._timeout_s)
+            send = self._producer.send_offsets_to_transaction
+            within(self._timeout_s, send, offsets, metadata, self._timeout_s)
 
     def end(self) -> None:
         """Commit.
@@ -260,7 +265,10 @@ class Session:
         """
         started_s = time.monotonic()
         try:
-            self._producer.commit_transaction(self._timeout_s)
+            within(self._timeout_s, self._producer.commit_transaction, self._timeout_s)
+        except TimeoutError as error:
+            self._break(error)
+            raise CommitUnconfirmed(f"{self.transactional_id}: commit: no answer") from error
         except KafkaException as error:
             self._break(error)
             if error.args[0].code() == KafkaError._INCONSISTENT:
@@ -332,7 +340,7 @@ class _BeforeEnd:
         if isinstance(error, KafkaException) and error.args[0].code() in REFUSED:
             raise OutputRefused(f"{self._session.transactional_id}: {self._step}: {_text(error)}") from error
         # After a fatal error flush may raise anything; of the others only what comes from Kafka is an abort.
-        if not isinstance(error, (KafkaException, BufferError)) and self._step != "flush":
+        if not isinstance(error, (KafkaException, BufferError, TimeoutError)) and self._step != "flush":
             return
         text = f"{self._session.transactional_id}: {self._step}: {_text(error)}"
         if isinstance(error, KafkaException) and error.args[0].code() in _GROUP_MOVED_ON:
@@ -344,4 +352,4 @@ def _text(error: BaseException) -> str:
     if isinstance(error, KafkaException):
         kafka_error = error.args[0]
         return f"{kafka_error.name()}: {kafka_error.str()}"
-    return str(error)
+    return str(error) or type(error).__name__

@@ -317,6 +317,15 @@ class Rig:
             if worker.alive:
                 assert worker.wait(30) == 0, worker.log.read_text()[-3000:]
 
+    def tell_stacks(self) -> None:
+        """What the workers are doing, for whoever looks for why a test failed."""
+        for worker in self.workers:
+            if worker.alive and not worker.frozen:
+                worker.signal(signal.SIGUSR1)
+        time.sleep(1)
+        for worker in self.workers:
+            print(worker.log, worker.log.read_text()[-20_000:], sep="\n")
+
     def end(self) -> None:
         """Leave no process behind."""
         for worker in self.workers:
@@ -331,5 +340,8 @@ def rig(kafka_url: str, folder: Path, **options: str) -> Iterator[Rig]:
     made = Rig(kafka_url, folder, settings=options)
     try:
         yield made
+    except Exception:
+        made.tell_stacks()
+        raise
     finally:
         made.end()

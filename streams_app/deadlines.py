@@ -1,0 +1,63 @@
+"""librdkafka's blocking calls with deadlines that hold, and its clients destroyed where nobody waits for it.
+
+It takes a time-out for most calls, and does not keep them all. Measured with 2.16.0: after its broker was killed and had come
+back, ``send_offsets_to_transaction(…, 10 s)`` did not return for minutes, as the search for the group's coordinator looks at
+its time-out only when some connection changes its state (rdkafka_coord.c). The destruction of a client waits for all its
+threads, the closing of a consumer that looks for its coordinator takes a minute.
+
+What hangs is left behind, in a thread of its own. So whoever calls must be able to go on without it: a session by a new
+producer, which fences the old one.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+#: librdkafka's own time-out gets that much more time to be kept.
+_GRACE_S = 1.0
+
+
+def within(timeout_s: float, call: Callable[..., T], *args: Any) -> T:
+    """Call, and wait a little longer than the call itself is to take.
+
+    Raises:
+        TimeoutError: it did not return; it may still do so at any time, or never.
+    """
+    answer: Future[T] = Future()
+    threading.Thread(target=_answer, args=(answer, call, args), name="librdkafka", daemon=True).start()
+    try:
+        return answer.result(timeout_s + _GRACE_S)
+    except TimeoutError:
+        log.warning("librdkafka's %s did not return within its %g s and is left behind", call.__name__, timeout_s)
+        raise
+    finally:
+        del answer  # has the error, whose traceback leads here: see _answer
+
+
+def _answer(answer: Future[Any] | None, call: Any, args: Any) -> None:
+    assert answer is not None
+    try:
+        answer.set_result(call(*args))
+    except BaseException as error:  # noqa: BLE001 - handed over to who waits
+        answer.set_exception(error)
+    finally:
+        # The error's traceback leads here: with this circle the client would live until the garbage is collected, and then
+        # be destroyed by whoever collects it.
+        answer = call = args = None
+
+
+def discard(client: Any, last_call: str | None = None) -> None:
+    """Destroy a client to which the caller keeps no reference, after a last call of this name."""
+    threading.Thread(target=_discard, args=(client, last_call), name="librdkafka", daemon=True).start()
+
+
+def _discard(client: Any, last_call: str | None) -> None:
+    if last_call is not None:
+        getattr(client, last_call)()
