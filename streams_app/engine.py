@@ -209,13 +209,23 @@ class Engine(Service):
             except OutputRefused as error:
                 self.log.warning("looking for the event that sent it, %d at a time: %s", self._chunk_events, error)
                 await self._pause(assignment, _RETRY_S)
+            except asyncio.CancelledError as error:
+                task = asyncio.current_task()
+                if self.should_stop or (task is not None and task.cancelling()):
+                    raise
+                # Something that was awaited was cancelled, not we. Mode takes it for our end, and would say nothing.
+                await self._start_anew(assignment, error)
             except (BatchError, KafkaUnreachable, KafkaException, AioKafkaError) as error:
-                name = type(error).__name__
-                self.log.warning("starting the partitions anew in %g s, after %s: %s", self._retry_s, name, error)
-                self.figures[name] += 1
-                self._guarantee.after_trouble()
-                await self._pause(assignment, self._retry_s)
-                self._retry_s = min(2 * self._retry_s, _LONGEST_RETRY_S)
+                await self._start_anew(assignment, error)
+
+    async def _start_anew(self, assignment: Assignment, error: BaseException) -> None:
+        """After trouble: wait, longer each time."""
+        name = type(error).__name__
+        self.log.warning("starting the partitions anew in %g s, after %s: %s", self._retry_s, name, error)
+        self.figures[name] += 1
+        self._guarantee.after_trouble()
+        await self._pause(assignment, self._retry_s)
+        self._retry_s = min(2 * self._retry_s, _LONGEST_RETRY_S)
 
     async def _pause(self, assignment: Assignment, seconds: float) -> None:
         await self._first_of(assignment.over.wait(), self._finishing.wait(), asyncio.sleep(seconds))

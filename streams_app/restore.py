@@ -9,6 +9,7 @@ what was applied, never what was merely fetched, becomes a checkpoint.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -89,7 +90,9 @@ async def _restore(
                     f"restore of {sorted(partitions.values())} made no progress for {_NO_PROGRESS_S:g} s"
                 )
     finally:
-        await consumer.stop()
+        # aiokafka cancels its tasks and waits for them: one that had no turn yet ends in this. Nobody cancels *us*.
+        with contextlib.suppress(asyncio.CancelledError):
+            await consumer.stop()
 
 
 def _apply(store: Store, chunk: Sequence[ConsumerRecord]) -> None:

@@ -156,7 +156,8 @@ def test_a_process_with_the_number_of_a_dead_broker_is_not_taken_for_it(datadir:
     """After a reboot some innocent program has the broker's number, and we would kill it."""
     broker = Broker(datadir / "kafka" / "broker-1", 1)
     broker.home.mkdir(parents=True)
-    state = {"pid": os.getpid(), "mark": "of another time", "port": 1, "controller_port": 2, "version": embedded.KAFKA_VERSION}
+    ports = {"port": 1, "controller_port": 2}
+    state = {"pid": os.getpid(), "mark": "of another time", **ports, "version": embedded.KAFKA_VERSION}
     (broker.home / "state.json").write_text(json.dumps(state))
     assert broker.pid is None
     broker.kill()

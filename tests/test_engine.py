@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import Counter, defaultdict
 from types import SimpleNamespace
@@ -37,7 +38,10 @@ class Bare(Engine):
                 topics=SimpleNamespace(_tp_index=defaultdict(set, {INPUT: {Hashed(channel)}})),
             ),
         )
-        self._guarantee = cast(Any, SimpleNamespace(redelivers=True))
+        self._guarantee = cast(Any, SimpleNamespace(redelivers=True, after_trouble=lambda: None))
+        self.figures = Counter()
+        self._retry_s = 0.01
+        self.log = cast(Any, logging.getLogger("bare"))
         self._attempts = Counter()
         self._last_words = {}
         self._finishing = asyncio.Event()
@@ -110,3 +114,41 @@ async def test_nothing_is_taken_back_before_an_agent_has_begun() -> None:
     first.ack()
     await asyncio.wait_for(settling, 10)
     assert batch.consumed == {INPUT: 1}
+
+
+async def test_trouble_that_looks_like_a_cancellation_does_not_end_the_engine() -> None:
+    """Mode takes a CancelledError for the end of a task and says nothing: the worker would go on without its engine."""
+    engine, starts = Bare(), []
+    assignment = Assignment(PIN, frozenset({INPUT}))
+
+    async def start(_assignment: Assignment) -> None:
+        starts.append(1)
+        if len(starts) == 1:
+            cancelled = asyncio.get_running_loop().create_future()
+            cancelled.cancel()
+            await cancelled
+        assignment.end(lost=True)
+
+    async def work(_assignment: Assignment) -> None:
+        pass
+
+    engine._start_partitions, engine._work = start, work  # type: ignore[method-assign]
+    await asyncio.wait_for(engine._serve(assignment), 5)
+    assert len(starts) == 2
+    assert engine.figures["CancelledError"] == 1
+
+
+async def test_an_engine_that_is_cancelled_ends() -> None:
+    engine = Bare()
+    begun = asyncio.Event()
+
+    async def start(_assignment: Assignment) -> None:
+        begun.set()
+        await asyncio.sleep(60)
+
+    engine._start_partitions = start  # type: ignore[method-assign]
+    serving = asyncio.ensure_future(engine._serve(Assignment(PIN, frozenset({INPUT}))))
+    await begun.wait()
+    serving.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await serving
