@@ -47,7 +47,7 @@ from streams_app.inflicted import (
 from streams_app.kafka import KafkaAddress
 from streams_app.registry import Check, checks, generators
 from streams_app.settings import Settings
-from streams_app.supervisor import Supervisor, WorkerProcess, signals_interrupt
+from streams_app.supervisor import Interrupts, Supervisor, WorkerProcess, signals_interrupt
 from streams_app.verdict import Verdict
 
 if TYPE_CHECKING:
@@ -122,6 +122,7 @@ class Demo:
         self._stop, self._give_up = Event(), Event()
         self._feeds: list[Future[None]] = []
         self._measured_s = 0.0
+        self._interrupts = Interrupts()
 
     def run(self) -> Verdict:
         """Carry it through, and clean up. Must run in the main thread; SIGINT, SIGTERM and SIGHUP interrupt it.
@@ -134,13 +135,13 @@ class Demo:
         """
         if not generators():
             raise ConfigurationError("no module of the package agents registers a generator: there is no input to show")
-        with signals_interrupt() as ignore_signals, place_of(self.settings, self._keep) as place:
+        with signals_interrupt() as self._interrupts, place_of(self.settings, self._keep) as place:
             self.settings = place.settings
             with contextlib.ExitStack() as held:
                 address = held.enter_context(self._kafka(place))
                 verdict = self._with_kafka(address, held)
                 # Runs first of all that cleans up: an impatient Ctrl-C must not leave anything behind.
-                held.callback(ignore_signals)
+                held.callback(self._interrupts.ignore_further)
             place.keep = not verdict.good
         verdict.kept = self.kept
         return verdict
@@ -224,6 +225,7 @@ class Demo:
             if time.monotonic() > deadline_s:
                 raise DemoFailed(f"{_names(late)} did not start within {_START_TIMEOUT_S:g} s. {_why(late[0])}")
             self._changed()
+            self._interrupts.check()
             time.sleep(_TICK_S)
 
     def is_at_work(self, worker: WorkerProcess) -> bool:
@@ -357,6 +359,7 @@ class Demo:
         self._revive()
         self._measure()
         self._changed()
+        self._interrupts.check()
         time.sleep(max(0.0, begun_s + _TICK_S - time.monotonic()))
 
     def _revive(self) -> None:

@@ -40,14 +40,14 @@ class Place:
 
 
 @contextlib.contextmanager
-def place_of(settings: Settings, on_keep: Callable[[str], None]) -> Iterator[Place]:
+def place_of(settings: Settings, on_keep: Callable[[str], None], kind: str = "demo") -> Iterator[Place]:
     """A folder of this run alone; kept, and ``on_keep`` told, when the run was not good and left something."""
     settings.datadir.mkdir(parents=True, exist_ok=True)
-    _end_orphans(settings.datadir)
-    folder = Path(tempfile.mkdtemp(prefix="demo-", dir=settings.datadir)).absolute()
+    _end_orphans(settings.datadir, kind)
+    folder = Path(tempfile.mkdtemp(prefix=f"{kind}-", dir=settings.datadir)).absolute()
     own = replace(settings, datadir=folder)
     if settings.kafka_url is not None:
-        own = replace(own, kafka_prefix=f"demo-{secrets.token_hex(4)}-")
+        own = replace(own, kafka_prefix=f"{kind}-{secrets.token_hex(4)}-")
     place = Place(folder, own)
     with open(folder / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -69,9 +69,9 @@ def _remove(place: Place) -> None:
     shutil.rmtree(place.folder)
 
 
-def _end_orphans(datadir: Path) -> None:
+def _end_orphans(datadir: Path, kind: str) -> None:
     """End the Kafka of earlier runs that were killed themselves, and so could not; their folders stay."""
-    for folder in datadir.glob("demo-*"):
+    for folder in datadir.glob(f"{kind}-*"):
         try:
             lock = open(folder / "lock")  # noqa: SIM115 - closed below
         except FileNotFoundError:
@@ -80,7 +80,7 @@ def _end_orphans(datadir: Path) -> None:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                continue  # that demo runs
+                continue  # that run goes on
             for home in folder.glob("kafka/broker-*"):
                 Broker(home, int(home.name.removeprefix("broker-"))).stop()
 

@@ -19,10 +19,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Self
+from typing import Any, Self
 
 from streams_app.errors import StreamsAppError
 
@@ -77,6 +77,22 @@ class WorkerProcess:
     def alive(self) -> bool:
         """Whether it runs."""
         return self._process is not None and self._process.poll() is None
+
+    @property
+    def frozen(self) -> bool:
+        """Whether it was stopped, by SIGSTOP; where there is no /proc to look at, never."""
+        with contextlib.suppress(OSError):
+            return Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+        return False
+
+    @contextlib.contextmanager
+    def environment(self, env: Mapping[str, str]) -> Iterator[None]:
+        """Starts within have these variables, too."""
+        before, self._env = self._env, {**self._env, **env}
+        try:
+            yield
+        finally:
+            self._env = before
 
     @property
     def exit_code(self) -> int | None:
@@ -204,30 +220,50 @@ class Supervisor:
         return late
 
 
-@contextlib.contextmanager
-def signals_interrupt() -> Iterator[Callable[[], None]]:
-    """SIGINT, SIGTERM and SIGHUP raise KeyboardInterrupt once; later ones do not break the clean-up.
+class Interrupts:
+    """Whether somebody wants us to end."""
 
-    Gives a function that makes them be ignored from now on. Must run in the main thread.
-    """
+    def __init__(self) -> None:
+        self._heard = False
+        self._before: dict[int, Any] = {}
 
-    def interrupt(_number: int, _frame: FrameType | None) -> None:
-        ignore_further()
+    def install(self) -> None:
+        """Hear SIGINT, SIGTERM and SIGHUP."""
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            # What is ignored already stays ignored: so `nohup` asked for it.
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                self._before[number] = signal.signal(number, self._interrupt)
+
+    def _interrupt(self, _number: int, _frame: FrameType | None) -> None:
+        self.ignore_further()
+        self._heard = True
         raise KeyboardInterrupt
 
-    def ignore_further() -> None:
-        for number in before:
+    def check(self) -> None:
+        """Raise KeyboardInterrupt if one was heard, and lost: Python drops what is raised while it destroys an object."""
+        if self._heard:
+            raise KeyboardInterrupt
+
+    def ignore_further(self) -> None:
+        """From now on they are ignored."""
+        for number in self._before:
             signal.signal(number, signal.SIG_IGN)
 
-    # What is ignored already stays ignored: so `nohup` asked for it.
-    heard = [
-        number
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        if signal.getsignal(number) is not signal.SIG_IGN
-    ]
-    before = {number: signal.signal(number, interrupt) for number in heard}
-    try:
-        yield ignore_further
-    finally:
-        for number, handler in before.items():
+    def uninstall(self) -> None:
+        """As it was before."""
+        for number, handler in self._before.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def signals_interrupt() -> Iterator[Interrupts]:
+    """SIGINT, SIGTERM and SIGHUP raise KeyboardInterrupt once; later ones do not break the clean-up.
+
+    Must run in the main thread, which is to `check` now and then.
+    """
+    interrupts = Interrupts()
+    interrupts.install()
+    try:
+        yield interrupts
+    finally:
+        interrupts.uninstall()

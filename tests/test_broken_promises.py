@@ -46,7 +46,7 @@ CASES = [
     Case(
         "at_least_once",
         "page-views",
-        "kill 1 prepare: outputs sent@4",
+        "kill 1 prepare: outputs sent@2",
         "        self._outbox = Outbox(config, retries=True, timeout_s=timeout_s)\n",
         "        self._outbox = Outbox(config, retries=True, timeout_s=timeout_s)\n"
         "        self.claims_first = True\n"
@@ -105,7 +105,7 @@ def test_the_audit_tells_a_broken_promise_from_a_kept_one(
     copy = Copy(tmp_path / "copy", kafka_url, case.guarantee)
     if broken:
         copy.change(case.before, case.after)
-    assert copy.run("generate", case.input, "--count", "5000")[0] == 0
+    assert copy.run("generate", case.input, "--count", "20000")[0] == 0
     worker = copy.start("worker", "--without-web", STREAMS_APP_FAULT=case.fault)
     try:
         wait_until(lambda: worker.poll() is not None, "the worker died")
