@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from faust.types import TP, Message
 
-from streams_app.errors import BatchError, DeadBatchError, TransactionAborted
+from streams_app.errors import BatchError, DeadBatchError, StoreFailed, TransactionAborted
 from streams_app.outbox import Outbox
 from streams_app.session import Consumed, Output, Pin, header_bytes
 from streams_app.store import TIME_BYTES, Store
@@ -104,7 +104,7 @@ class Batch:
         #: The event whose agent raised.
         self.failure: Event | None = None
         #: What makes it hopeless to go on, and is no event's fault.
-        self.trouble: BatchError | None = None
+        self.trouble: BatchError | StoreFailed | None = None
         self._changed = asyncio.Event()
 
     def add(self, event: Event) -> None:
@@ -202,9 +202,13 @@ class Batch:
         try:
             self._outbox.produce(output)
         except TransactionAborted as error:
-            self.trouble = error
-            self._changed.set()
-            raise DeadBatchError(f"the event is delivered again, if its guarantee permits: {error}") from error
+            raise self.hopeless(error) from error
+
+    def hopeless(self, trouble: BatchError | StoreFailed) -> DeadBatchError:
+        """Take note that it is; gives what is to be raised in the agent, whose fault it is not."""
+        self.trouble = trouble
+        self._changed.set()
+        return DeadBatchError(f"the event is delivered again, if its guarantee permits: {trouble}")
 
     @property
     def begun(self) -> bool:

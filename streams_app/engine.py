@@ -278,6 +278,8 @@ class Engine(Service):
                 self._stores[tp] = Store.trusted(path, topic_id=topic_ids[tp.topic], expires_ms=table.expires_ms)
             else:
                 store.topic_id = topic_ids[tp.topic]
+                if store.corrupt:
+                    store.wipe()
 
     def _show_stores(self, changelogs: set[TP]) -> None:
         """Let the tables see the stores of ``changelogs``, and no others: those are closed next."""

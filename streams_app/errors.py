@@ -7,6 +7,7 @@
     ├── KafkaUnreachable        bring Kafka back, or correct KAFKA_URL                (exit code 3)
     ├── StartRefused            starting would break the guarantee; the text says how to decide
     ├── SlotLost                stop: another live worker holds the slot
+    ├── StoreFailed             stop: this machine's disk does not keep the tables; others take over
     ├── DeadBatchError          stop touching the event: its batch was dropped
     └── BatchError              the batch in hand did not commit:
         ├── TransactionAborted      nothing took effect: rewind, go on
@@ -40,6 +41,10 @@ class StartRefused(StreamsAppError):
 
 class SlotLost(StreamsAppError):
     """Another live worker holds this worker's slot: only one of the two may go on."""
+
+
+class StoreFailed(StreamsAppError):
+    """The disk does not take, or give, what a table needs: full, read-only, broken. Another machine's may."""
 
 
 class DeadBatchError(StreamsAppError):

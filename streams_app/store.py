@@ -18,21 +18,27 @@ Times are milliseconds since 1970, big endian, so that they sort as bytes.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shutil
 import struct
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from rocksdict import AccessType, BlockBasedOptions, Cache, Options, Rdict, ReadOptions, WriteBatch, WriteOptions
+
+from streams_app.errors import StoreCorrupted, StoreFailed
 
 log = logging.getLogger(__name__)
 
 _VALUE, _TIME, _CHECKPOINT = b"v", b"t", b"c"
 _AFTER_VALUES, _AFTER_TIMES = b"w", b"u"
 _CHECKPOINT_FORMAT = struct.Struct(">qq")
+#: What RocksDB says of files that it cannot make sense of; anything else is the disk's fault.
+_CORRUPT = "Corruption"
 #: Bytes of the time in front of each value of a table that expires.
 TIME_BYTES = 8
 #: One cache for all stores of the process: RocksDB's own default would be one for each of them.
@@ -68,16 +74,22 @@ class Store:
         self.topic_id = topic_id
         self.expires_ms = expires_ms
         path.parent.mkdir(parents=True, exist_ok=True)
+        #: RocksDB found it corrupt: `wipe` it.
+        self.corrupt = False
         self._open()
 
     @classmethod
     def trusted(cls, path: Path, *, topic_id: str, expires_ms: int | None = None) -> Store:
-        """Open the store at ``path``; one that RocksDB finds corrupt is removed, as the changelog has it all."""
+        """Open the store at ``path``; one that RocksDB finds corrupt is removed, as the changelog has it all.
+
+        Raises:
+            StoreFailed: the disk is full, or too many files are open: removing would not help.
+        """
         try:
             return cls(path, topic_id=topic_id, expires_ms=expires_ms)
         except Exception as error:  # rocksdict raises nothing narrower
-            if "Corruption" not in str(error):
-                raise  # a full disk or too many open files: removing would not help
+            if _CORRUPT not in str(error):
+                raise _failed(path, error) from error
             log.warning("%s is corrupt, it is removed and restored: %s", path, error)
             shutil.rmtree(path, ignore_errors=True)
             return cls(path, topic_id=topic_id, expires_ms=expires_ms)
@@ -90,13 +102,21 @@ class Store:
         self.clock_ms = self._newest_time() if self.expires_ms is not None else 0
 
     def get(self, key: bytes) -> bytes | None:
-        """The stored bytes of ``key``, with their time in front if the table expires."""
-        return self._get(_VALUE + key)
+        """The stored bytes of ``key``, with their time in front if the table expires.
+
+        Raises:
+            StoreCorrupted, StoreFailed: as all methods that touch the disk.
+        """
+        try:
+            return self._get(_VALUE + key)
+        except Exception as error:  # rocksdict raises nothing narrower
+            raise self._trouble(error) from error
 
     def items(self) -> Iterator[tuple[bytes, bytes]]:
         """All keys with their stored bytes, in the order of the keys' bytes."""
-        for key, value in _scan(self._db, _VALUE, _AFTER_VALUES):
-            yield key[1:], value
+        with self._disk():
+            for key, value in _scan(self._db, _VALUE, _AFTER_VALUES):
+                yield key[1:], value
 
     def publish(self, writes: Mapping[bytes, bytes | None], stale: Iterable[bytes], offset: int | None) -> None:
         """Take over the writes of a committed batch: values and checkpoint in one atomic, logged write.
@@ -115,7 +135,8 @@ class Store:
         self._put_values(batch, writes)
         if offset is not None:
             self._put_checkpoint(batch, offset)
-        self._db.write(batch)
+        with self._disk():
+            self._db.write(batch)
 
     def restore(self, records: Iterable[Restored], offset: int) -> None:
         """Apply changelog records up to ``offset``, without a log: `finish_restore` makes them last."""
@@ -132,7 +153,8 @@ class Store:
         options = WriteOptions()
         setattr(options, "disable_wal", True)  # noqa: B010 - a property, though its stub says a method
         self._unlogged_writes = True
-        self._db.write(batch, options)
+        with self._disk():
+            self._db.write(batch, options)
 
     def finish_restore(self) -> None:
         """Make what was restored last: the first logged write relies on it."""
@@ -147,10 +169,9 @@ class Store:
         if self.expires_ms is None or now_ms <= self.expires_ms:
             return
         until = _TIME + (now_ms - self.expires_ms).to_bytes(TIME_BYTES)
-        for index_key, _ in _scan(self._db, _TIME, until):
-            if limit == 0:
-                return
-            limit -= 1
+        with self._disk():
+            oldest = [index_key for index_key, _ in islice(_scan(self._db, _TIME, until), limit)]
+        for index_key in oldest:
             key = index_key[1 + TIME_BYTES :]
             stored = self.get(key)
             current = stored is not None and stored[:TIME_BYTES] == index_key[1 : 1 + TIME_BYTES]
@@ -160,6 +181,7 @@ class Store:
         """Forget everything: the next restore starts at the beginning of the changelog."""
         self._db.close()
         shutil.rmtree(self.path)
+        self.corrupt = False
         self._open()
 
     def close(self) -> None:
@@ -183,8 +205,22 @@ class Store:
         batch.put(_CHECKPOINT, _CHECKPOINT_FORMAT.pack(offset, self.checkpoint.written_ms) + self.topic_id.encode())
 
     def _flush(self) -> None:
-        self._db.flush()
+        with self._disk():
+            self._db.flush()
         self._unlogged_writes = False
+
+    @contextlib.contextmanager
+    def _disk(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # rocksdict raises nothing narrower
+            raise self._trouble(error) from error
+
+    def _trouble(self, error: Exception) -> StoreCorrupted | StoreFailed:
+        if _CORRUPT not in str(error):
+            return _failed(self.path, error)
+        self.corrupt = True
+        return StoreCorrupted(f"{self.path} is corrupt, it is wiped and restored: {error}")
 
     def _newest_time(self) -> int:
         cursor = self._db.iter()
@@ -192,6 +228,13 @@ class Store:
         if cursor.valid() and cursor.key()[:1] == _TIME:
             return int.from_bytes(cursor.key()[1 : 1 + TIME_BYTES])
         return 0
+
+
+def _failed(path: Path, error: Exception) -> StoreFailed:
+    return StoreFailed(
+        f"the table's store {path} cannot be used: {error}. Make room on the disk, or give the worker another one "
+        "(STREAMS_APP_DATADIR); until then other workers take over its partitions"
+    )
 
 
 def _options() -> Options:
@@ -225,6 +268,7 @@ def _scan(db: Rdict, start: bytes, end: bytes) -> Iterator[tuple[bytes, bytes]]:
     while cursor.valid():
         yield cursor.key(), cursor.value()
         cursor.next()
+    cursor.status()  # raises what ended it before its end: to the loop that looks like the end
 
 
 def store_path(folder: Path, table: str, partition: int) -> Path:

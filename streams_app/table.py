@@ -15,6 +15,7 @@ from faust.exceptions import ImproperlyConfigured
 
 from streams_app.batch import Overlay, check_size
 from streams_app.codecs import Codec, key_codec, value_codec
+from streams_app.errors import DeadBatchError, StoreCorrupted, StoreFailed
 from streams_app.events import Event, current_event
 from streams_app.faust_adapter import HostTable, Rows
 from streams_app.store import TIME_BYTES, Store
@@ -96,7 +97,10 @@ class TableData:
     def _stored(self, key: bytes) -> bytes | None:
         event = self._event()
         if event is not None:
-            return self._overlay(event).get(key)
+            try:
+                return self._overlay(event).get(key)
+            except (StoreCorrupted, StoreFailed) as error:
+                raise self._hopeless(event, error) from error
         for store in list(self.partitions.values()):
             stored = store.get(key)
             if stored is not None:
@@ -106,7 +110,10 @@ class TableData:
     def _scan(self) -> Iterator[tuple[bytes, bytes]]:
         event = self._event()
         if event is not None:
-            yield from self._overlay(event).items()
+            try:
+                yield from self._overlay(event).items()
+            except (StoreCorrupted, StoreFailed) as error:
+                raise self._hopeless(event, error) from error
         else:
             for store in list(self.partitions.values()):
                 yield from store.items()
@@ -124,6 +131,11 @@ class TableData:
             )
         event.batch.check_alive()
         return event
+
+    def _hopeless(self, event: Event, error: StoreCorrupted | StoreFailed) -> DeadBatchError:
+        """The disk's fault is not the event's: else it would be set aside."""
+        assert event.batch is not None
+        return event.batch.hopeless(error)
 
     def _overlay(self, event: Event) -> Overlay:
         partition = event.message.partition

@@ -68,6 +68,11 @@ class Worker:
         return self
 
     @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    @property
     def alive(self) -> bool:
         """Whether the process runs (or is frozen)."""
         return self._process.poll() is None

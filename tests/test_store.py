@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 
 from streams_app.batch import Overlay
 from streams_app.commit import expire
+from streams_app.errors import StoreCorrupted
 from streams_app.start import trusted_start
 from streams_app.store import BLOCK_CACHE, BLOCK_CACHE_BYTES, Restored, Store, local_stores, read_only_copy, store_path
 
@@ -83,6 +85,50 @@ def test_a_damaged_store_is_removed(tmp_path: Path) -> None:
     (tmp_path / "0" / "CURRENT").write_text("nonsense")
     store = Store.trusted(tmp_path / "0", topic_id="topic")
     assert store.checkpoint is None
+    assert list(store.items()) == []
+    store.close()
+
+
+def test_a_full_disk_is_told_from_a_damaged_store(tmp_path: Path) -> None:
+    """Removing the tables of a worker whose disk is full would not help; restoring damaged ones does."""
+    script = """
+import resource, signal, sys
+from pathlib import Path
+from streams_app.errors import StoreFailed
+from streams_app.store import Store
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+store = Store(Path(sys.argv[1]), topic_id="topic")
+store.publish({b"a": b"1"}, [], 7)
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
+try:
+    store.publish({b"b": bytes(100_000)}, [], 8)
+except StoreFailed as error:
+    print(error, store.corrupt)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "0")], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert "Make room on the disk" in done.stdout
+    assert done.stdout.endswith("False\n")
+
+
+def test_a_store_that_turns_out_corrupt_is_wiped(tmp_path: Path) -> None:
+    """Found while it is in use: what it holds cannot be trusted, and the changelog has it all."""
+    path = tmp_path / "0"
+    store = Store(path, topic_id="topic")
+    store.restore([Restored(b"a%d" % number, random.randbytes(1000), 0) for number in range(2000)], 7)
+    store.finish_restore()
+    store.close()
+    [table] = path.glob("*.sst")
+    content = bytearray(table.read_bytes())
+    content[1_000_000:1_000_100] = bytes(100)
+    table.write_bytes(content)
+    store = Store(path, topic_id="topic")
+    with pytest.raises(StoreCorrupted, match="restored"):
+        list(store.items())
+    assert store.corrupt
+    store.wipe()
+    assert not store.corrupt
     assert list(store.items()) == []
     store.close()
 

@@ -13,7 +13,7 @@ from faust.types.tuples import Message
 
 from streams_app.application import App
 from streams_app.batch import MAX_RECORD_BYTES, Batch
-from streams_app.errors import DeadBatchError
+from streams_app.errors import DeadBatchError, StoreFailed
 from streams_app.events import Event, in_hand
 from streams_app.session import Pin
 from streams_app.settings import Settings
@@ -83,6 +83,19 @@ def test_nothing_reaches_the_store_before_the_commit(hand: Hand) -> None:
     hand.take()
     hand.table["a"] = 99
     assert hand.store.get(b"a") == b"1"
+
+
+def test_a_store_that_fails_is_not_the_events_fault(hand: Hand, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else an event would be set aside, three attempts later, for the disk's fault."""
+    hand.take()
+
+    def fail(_key: bytes) -> bytes:
+        raise StoreFailed("the disk is full")
+
+    monkeypatch.setattr(hand.store, "get", fail)
+    with pytest.raises(DeadBatchError):
+        hand.table.get("a")
+    assert isinstance(hand.batch.trouble, StoreFailed)
 
 
 def test_a_table_is_not_written_from_outside(hand: Hand) -> None:
