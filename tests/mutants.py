@@ -171,7 +171,7 @@ MUTANTS = [
         "            if self._guarantee.claims_first:\n"
         "                self._check_committable(batch, assignment)\n"
         "                await self._in_thread(self._guarantee.take, batch, self._positions)\n",
-        "test_at_most_once.py::test_a_zombie_that_wakes_up_with_its_claim_in_hand_changes_nothing",
+        "test_at_most_once.py::test_what_a_slow_agent_has_sent_is_not_sent_again",
     ),
     Mutant(
         "commits at least once before the processing",

@@ -43,6 +43,17 @@ def test_a_kill_at_each_step_repeats_nothing_and_loses_no_more_than_reported(bal
         assert successor.says(f"at most {reported} events were given up")
 
 
+def test_what_a_slow_agent_has_sent_is_not_sent_again(balances: Rig) -> None:
+    """Were the offsets committed behind the processing, the output that has left before the kill would come twice."""
+    worker = balances.worker(STREAMS_APP_FAULT="kill 0 claim@2", SLEEP_S="0.5").wait_started()
+    balances.send(4, keys=1, orders=dict.fromkeys(range(4), "sleep"))
+    assert worker.wait() == -signal.SIGKILL
+    balances.worker(SLEEP_S="0").wait_started()
+    balances.wait_consumed()
+    balances.stop()
+    balances.check_at_most_once()
+
+
 def wake_a_zombie(balances: Rig, step: str, sent_meanwhile: int = 0) -> None:
     """Freeze a worker at a step until another has done its work; wake it, and let both go on."""
     zombie = balances.worker("zombie", STREAMS_APP_FAULT=f"stop {step}@4").wait_started()
