@@ -29,7 +29,7 @@ from streams_app.generate import generate as run_generate
 from streams_app.kafka import KafkaAddress
 from streams_app.provision import create_topics, required_topics
 from streams_app.provision import provision as run_provision
-from streams_app.registry import checks
+from streams_app.registry import checks, followers
 from streams_app.settings import Settings
 
 if TYPE_CHECKING:
@@ -115,17 +115,22 @@ def register(app: App) -> None:
     @click.option(
         "--wait", type=click.FloatRange(min=0), default=30, show_default=True, help="Seconds to wait for rest."
     )
-    @click.option("--json", "as_json", is_flag=True, help="The verdict alone on stdout.")
-    def audit(wait: float, as_json: bool) -> None:
+    @click.option("--json", "as_json", is_flag=True, help="The verdict alone on stdout; with --follow, lines of JSON.")
+    @click.option("--follow", is_flag=True, help="Go on for ever: judge what is committed within seconds.")
+    @click.option(
+        "--metrics-port", type=click.IntRange(1, 65_535), default=None, help="With --follow: Prometheus metrics."
+    )
+    @click.option("--metrics-host", default="127.0.0.1", show_default=True, help="Where they are served.")
+    @click.option(
+        "--interval",
+        type=click.FloatRange(min=0.5),
+        default=5,
+        show_default=True,
+        help="With --follow: seconds between lines.",
+    )
+    def audit(wait: float, as_json: bool, follow: bool, **options: Any) -> None:
         """Read what was committed and say whether the guarantee held."""
-        reading = console(plain=True).status("reading what was committed")
-        with exit_codes(), reached_kafka(settings) as address, reading:
-            report = run_audit(address, settings, audited_family(app), checks(), wait_s=wait)
-        if as_json:
-            print_json(report.document())
-        else:
-            console().print(report.table())
-        sys.exit(_GOOD if report.held else _FAILED)
+        sys.exit(_follow(app, as_json, **options) if follow else _audit(app, as_json, wait))
 
     @cli.command("demo")
     @click.option(
@@ -173,6 +178,35 @@ def register(app: App) -> None:
     from streams_app.letters_commands import register_dead_letters  # noqa: PLC0415 - it needs the helpers above
 
     register_dead_letters(app)
+
+    from streams_app.lab_command import register_lab  # noqa: PLC0415 - so does it
+
+    register_lab(app)
+
+
+def _audit(app: App, as_json: bool, wait_s: float) -> int:
+    """Audit once; gives the exit code."""
+    reading = console(plain=True).status("reading what was committed")
+    with exit_codes(), reached_kafka(app.settings) as address, reading:
+        report = run_audit(address, app.settings, audited_family(app), checks(), wait_s=wait_s)
+    if as_json:
+        print_json(report.document())
+    else:
+        console().print(report.table())
+    return _GOOD if report.held else _FAILED
+
+
+def _follow(app: App, as_json: bool, metrics_port: int | None, metrics_host: str, interval: float) -> int:
+    """Follow until Ctrl-C or SIGTERM; gives the exit code."""
+    from streams_app.follow import Auditor  # noqa: PLC0415 - the other commands do without
+    from streams_app.follow_view import run, serve_metrics  # noqa: PLC0415
+
+    with exit_codes(), reached_kafka(app.settings) as address:
+        auditor = Auditor(address, app.settings, audited_family(app), followers(), app.conf.id)
+        if metrics_port is not None:
+            serve_metrics(auditor, metrics_host, metrics_port)
+        found = run(auditor, console(), as_json=as_json, interval_s=interval)
+    return _FAILED if found else _GOOD
 
 
 def print_json(document: Any) -> None:

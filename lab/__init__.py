@@ -1,0 +1,1 @@
+"""Proofs that try hard to break the engine; nothing imports the lab."""

@@ -1,0 +1,76 @@
+"""How far each guarantee is, sampled: throughput, the age of the oldest event that waits, and when work went on."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from streams_app.audit import TP
+
+#: Ends of the inputs are remembered that long: nothing may wait longer anyway.
+_REMEMBERED_S = 600.0
+
+
+class Sample(NamedTuple):
+    """One look at one guarantee."""
+
+    at_s: float
+    #: Events committed in all.
+    processed: int
+    #: Age of the oldest event that is not committed; 0: none waits.
+    waiting_s: float
+
+
+class Progress:
+    """Of one guarantee."""
+
+    def __init__(self) -> None:
+        self.samples: list[Sample] = []
+        self.committed: dict[TP, int] = {}
+        self._ends: dict[TP, deque[tuple[float, int]]] = {}
+
+    def take(self, at_s: float, committed: Mapping[TP, int], ends: Mapping[TP, int]) -> None:
+        """Take note of committed offsets, and of the ends of the inputs, which were asked afterwards."""
+        oldest_s = at_s
+        for tp, offset in committed.items():
+            history = self._ends.setdefault(tp, deque([(at_s, 0)]))
+            if ends.get(tp, 0) > history[-1][1]:
+                history.append((at_s, ends[tp]))
+            # The first one's end is committed: what came next is the oldest that waits.
+            while len(history) > 1 and (history[1][1] <= offset or history[0][0] < at_s - _REMEMBERED_S):
+                history.popleft()
+            if len(history) > 1 and offset < history[-1][1]:
+                oldest_s = min(oldest_s, history[1][0])
+        self.committed = dict(committed)
+        self.samples.append(Sample(at_s, sum(committed.values()), at_s - oldest_s))
+
+    @property
+    def waiting_s(self) -> float:
+        """Age of the oldest event that is not committed, as of the last look."""
+        return self.samples[-1].waiting_s if self.samples else 0.0
+
+
+class Recovery:
+    """Waits, after a fault struck, until every partition that had work has moved, under each guarantee."""
+
+    def __init__(self, began_s: float, committed: Mapping[str, Mapping[TP, int]]) -> None:
+        self.began_s = began_s
+        self._before = {guarantee: dict(offsets) for guarantee, offsets in committed.items()}
+        #: Seconds by guarantee.
+        self.took_s: dict[str, float] = {}
+
+    def take(self, now_s: float, committed: Mapping[str, Mapping[TP, int]], ends: Mapping[TP, int]) -> None:
+        """Look whether work has gone on."""
+        for guarantee, before in self._before.items():
+            if guarantee not in self.took_s and _has_moved(before, committed[guarantee], ends):
+                self.took_s[guarantee] = now_s - self.began_s
+
+    @property
+    def seconds(self) -> float | None:
+        """Until work had gone on under all guarantees; None: it has not."""
+        return max(self.took_s.values(), default=None) if self.took_s.keys() == self._before.keys() else None
+
+
+def _has_moved(before: Mapping[TP, int], now: Mapping[TP, int], ends: Mapping[TP, int]) -> bool:
+    return all(now.get(tp, 0) > offset for tp, offset in before.items() if ends.get(tp, 0) > offset)

@@ -1,0 +1,396 @@
+"""One run of the lab: a cluster and workers of its own, input, faults on schedule, and the checker during and after it.
+
+::
+
+    Kafka, wires ──> workers start ──> input flows, faults strike and are healed ──> all healed, drained ──> checked, reported
+
+The supervisor part is here: who ended without having been ended is started again, as a process manager does, and told.
+Everything that is started here is ended here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from random import Random
+from threading import Event
+from typing import TYPE_CHECKING
+
+from confluent_kafka import KafkaException
+
+from lab.checker import Anomaly, of_findings, of_report
+from lab.faults import FAULTS, Fault
+from lab.live import LiveReader
+from lab.logs import lines_around, moment
+from lab.progress import Progress, Recovery
+from lab.schedule import Planned, kinds_of, schedule
+from lab.wire import Wire
+from lab.workload import OURS, workload_of
+from lab.world import World
+from streams_app.audit import TP, Log, Report, audit
+from streams_app.demo_place import Place, place_of
+from streams_app.embedded import EmbeddedKafka, free_port
+from streams_app.errors import KafkaUnreachable
+from streams_app.generate import Feed, Plan
+from streams_app.kafka import KafkaAddress
+from streams_app.registry import Findings
+from streams_app.supervisor import Interrupts, Supervisor, WorkerError, WorkerProcess, signals_interrupt
+
+if TYPE_CHECKING:
+    from streams_app.application import App
+
+_TICK_S = 0.25
+_START_TIMEOUT_S = 120.0
+_DRAIN_TIMEOUT_S = 120.0
+#: An event that waits for longer, whatever faults strike, has been forgotten: the longest fault and its recovery take less.
+NO_PROGRESS_S = 90.0
+#: Two faults may overlap, or three: more at a time only hide each other.
+_MOST_FAULTS = 3
+_KEYS = 200
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user asked for; ``rate`` in records per second and input."""
+
+    seconds: float = 60.0
+    seed: int = 1
+    faults: str = "mixed"
+    workers: int = 3
+    brokers: int = 3
+    rate: float = 300.0
+    engine: str = OURS
+    workload: str = "agents"
+
+
+@dataclass
+class Strike:
+    """One fault that struck; times in seconds since the input began."""
+
+    planned: Planned
+    victim: str
+    at_s: float
+    healed_s: float | None = None
+    recovery: Recovery | None = None
+
+
+@dataclass
+class Outcome:
+    """What a run came to."""
+
+    options: Options
+    strikes: list[Strike]
+    #: Faults that found nothing to hurt.
+    missed: list[str]
+    anomalies: list[Anomaly]
+    progress: dict[str, Progress]
+    report: Report | None
+    seconds: float
+    written: dict[str, int]
+    #: What the workers said around the events that show an anomaly, by its name.
+    log_lines: dict[str, list[str]]
+    #: What is left to look into; None: nothing is.
+    kept: str | None = None
+
+    @property
+    def good(self) -> bool:
+        """Whether nothing was found."""
+        return not self.anomalies
+
+
+class Lab:
+    """One run. `run` blocks; the attributes may be read by a view meanwhile."""
+
+    def __init__(self, app: App, options: Options, on_change: Callable[[Lab], None] = lambda lab: None) -> None:
+        self.app = app
+        self.options = options
+        self.settings = app.settings
+        self.stage = "getting ready"
+        self.elapsed_s = 0.0
+        self.strikes: list[Strike] = []
+        self.active: list[Strike] = []
+        self.missed: list[str] = []
+        self.findings = Findings()
+        self.progress: dict[str, Progress] = {}
+        self.workers: list[WorkerProcess] = []
+        self._on_change = on_change
+        self._stop = Event()
+        self._kept: str | None = None
+        self._started_s = 0.0
+        self._recoveries: list[Recovery] = []
+        self._interrupts = Interrupts()
+
+    def run(self) -> Outcome:
+        """Carry it through, and clean up. Must run in the main thread.
+
+        Raises:
+            ConfigurationError, KafkaUnreachable, EmbeddedKafkaError, WorkerError: as their texts say.
+        """
+        options = self.options
+        kinds = kinds_of(options.faults, options.workers, options.brokers)
+        self._plan = schedule(options.seed, options.seconds, kinds)
+        # The lab kills its brokers: never somebody else's.
+        own = replace(self.settings, kafka_url=None, topic_replication=min(3, options.brokers))
+        with signals_interrupt() as self._interrupts, place_of(own, self._keep, "lab") as place:
+            self.settings = place.settings
+            with contextlib.ExitStack() as held:
+                outcome = self._in(place, held)
+                held.callback(self._interrupts.ignore_further)
+            place.keep = not outcome.good
+        outcome.kept = self._kept
+        return outcome
+
+    def _keep(self, what: str) -> None:
+        self._kept = what
+
+    # -- Stages.
+
+    def _in(self, place: Place, held: contextlib.ExitStack) -> Outcome:
+        options = self.options
+        self._say("starting Kafka")
+        most = options.workers + 1
+        kafka = held.enter_context(
+            EmbeddedKafka.ensure(
+                place.folder, port=free_port(), brokers=options.brokers, wires=most, progress=self._say
+            )
+        )
+        self._address = KafkaAddress.parse(kafka.url)
+        self.settings = replace(self.settings, kafka_url=kafka.url)
+        self._workload = workload_of(self.app, options.engine, options.workload, self.settings)
+        names = [f"lab-{number}" for number in range(1, most + 1)]
+        wires = {name: held.enter_context(Wire(list(ports))) for name, ports in zip(names, kafka.wires, strict=True)}
+        self.workers = [self._worker(name, wires[name].url) for name in names]
+        groups = [app.app_id for app in self._workload.apps]
+        settings = self.settings
+        self._world = World(
+            kafka,
+            self.workers,
+            wires,
+            settings.datadir,
+            groups,
+            settings.session_timeout_ms / 1000,
+            settings.transaction_timeout_ms / 1000,
+            down=set(names[options.workers :]),
+        )
+        held.enter_context(Supervisor(self.workers))
+        held.callback(self._wake_all)
+        self._log = Log(self._address)
+        held.callback(self._log.close)
+        threads = held.enter_context(ThreadPoolExecutor(_MOST_FAULTS + len(self._workload.inputs) + 1, "lab"))
+        held.callback(self._stop.set)
+        self._start_workers()
+        return self._flow(threads, held)
+
+    def _worker(self, name: str, url: str) -> WorkerProcess:
+        settings = self.settings
+        env = {
+            "KAFKA_URL": url,
+            "KAFKA_PREFIX": settings.kafka_prefix,
+            "STREAMS_APP_DATADIR": str(settings.datadir),
+            "STREAMS_APP_SLOT": name,
+            "STREAMS_APP_TOPIC_REPLICATION": str(settings.topic_replication),
+            **self._workload.env,
+        }
+        arguments = ["-A", self._workload.module, "worker", "-l", "info", "--without-web"]
+        return WorkerProcess(name, "faust", arguments, settings.datadir / f"{name}.log", env)
+
+    def _start_workers(self) -> None:
+        self._say("starting workers")
+        running = self._world.running()
+        for worker in running:
+            worker.start()
+        deadline_s = time.monotonic() + _START_TIMEOUT_S
+        while late := [worker for worker in running if not worker.said(self._workload.at_work)]:
+            if time.monotonic() > deadline_s:
+                raise WorkerError(f"{late[0].name} did not start; its log ends:\n{late[0].last_lines()}")
+            self._revive()
+            self._interrupts.check()
+            time.sleep(_TICK_S)
+
+    def _flow(self, threads: ThreadPoolExecutor, held: contextlib.ExitStack) -> Outcome:
+        """Let the input flow, and faults strike."""
+        self._say("input flows, faults strike")
+        options, workload = self.options, self._workload
+        feeds = [
+            Feed(
+                Plan(name, rate=options.rate, keys=_KEYS, seed=options.seed), self._address, self.settings.kafka_prefix
+            )
+            for name in workload.inputs
+        ]
+        self._feeding = [threads.submit(feed.run, self._stop) for feed in feeds]
+        live = LiveReader(self._address, self._outputs())
+        held.callback(live.close)
+        live.start()
+        self.progress = {app.guarantee: Progress() for app in workload.apps}
+        striking = self._strike_on_schedule(threads)
+        drained = self._drain(threads)
+        self._say("checking")
+        report = self._audit()
+        self._compare(live)
+        for fault in striking:
+            fault.result()
+        anomalies = [
+            *of_report(report),
+            *of_findings("the run", self.findings.list()),
+            *of_findings("the reader", live.seen.findings.list()),
+        ]
+        if not drained and not anomalies:
+            anomalies.append(Anomaly("no progress", "the run", 1, [f"not drained within {_DRAIN_TIMEOUT_S:g} s"]))
+        written = {feed.plan.name: feed.acknowledged for feed in feeds}
+        return Outcome(
+            options,
+            self.strikes,
+            self.missed,
+            anomalies,
+            self.progress,
+            report,
+            self.elapsed_s,
+            written,
+            self._log_lines(anomalies),
+        )
+
+    def _outputs(self) -> list[TP]:
+        """All topics of the run, changelogs too, with their partitions."""
+        prefix = self.settings.kafka_prefix
+        inputs = {topic for app in self._workload.apps for topic in app.inputs}
+        return [
+            (topic, partition)
+            for topic, count in self._log.partitions().items()
+            for partition in range(count)
+            if topic.startswith(prefix) and not topic.startswith("__") and topic not in inputs
+        ]
+
+    def _strike_on_schedule(self, threads: ThreadPoolExecutor) -> list[Future[None]]:
+        self._started_s = time.monotonic()
+        due, striking = deque(self._plan), []
+        while self._since() < self.options.seconds:
+            if due and self._since() >= due[0].at_s and len(self.active) < _MOST_FAULTS:
+                striking.append(threads.submit(self._carry_out, due.popleft()))
+            self._tick()
+        self._say("healing")
+        while not all(fault.done() for fault in striking):
+            self._tick()
+        return striking
+
+    def _drain(self, threads: ThreadPoolExecutor) -> bool:
+        """Heal all, and let the workers work off what is left; whether they did."""
+        self._say("waiting until all input is processed")
+        self._stop.set()
+        for wire in self._world.wires.values():
+            wire.heal()
+        deadline_s = time.monotonic() + _DRAIN_TIMEOUT_S
+        while time.monotonic() < deadline_s:
+            self._tick()
+            if all(feed.done() for feed in self._feeding) and all(
+                not each.waiting_s for each in self.progress.values()
+            ):
+                return True
+        return False
+
+    def _audit(self) -> Report:
+        settings, workload = self.settings, self._workload
+        return audit(self._address, settings, workload.apps, workload.checks, wait_s=_DRAIN_TIMEOUT_S)
+
+    def _compare(self, live: LiveReader) -> None:
+        tps = self._outputs()
+        live.read_to(self._log.stable_ends(tps), _DRAIN_TIMEOUT_S)
+        for tp in tps:
+            live.seen.compare(tp, self._log.read({tp: 0}))
+
+    # -- Faults.
+
+    def _carry_out(self, planned: Planned) -> None:
+        """In a thread: one fault, from its strike to its heal."""
+        fault: Fault = FAULTS[planned.kind]()
+        began_s = self._since()
+        strike = Strike(planned, "", began_s)
+        self.active.append(strike)
+        try:
+            if not fault.strike(self._world, Random(planned.seed)):  # noqa: S311 - repeatable, not secret
+                self.missed.append(planned.kind)
+                return
+            strike.victim = fault.victim
+            strike.recovery = self._expect_recovery()
+            self.strikes.append(strike)
+            try:
+                self._stop.wait(min(planned.lasts_s, max(0.0, self.options.seconds - self._since())))
+            finally:
+                fault.heal(self._world)
+                strike.healed_s = self._since()
+        except WorkerError as error:
+            self.findings.add("worker ended", f"{planned.kind}: {error}")
+        finally:
+            self.active.remove(strike)
+
+    def _expect_recovery(self) -> Recovery:
+        recovery = Recovery(time.monotonic(), {name: dict(each.committed) for name, each in self.progress.items()})
+        self._recoveries.append(recovery)
+        return recovery
+
+    # -- Again and again.
+
+    def _since(self) -> float:
+        return time.monotonic() - self._started_s
+
+    def _tick(self) -> None:
+        begun_s = time.monotonic()
+        self._revive()
+        for feed in self._feeding:
+            if feed.done():
+                feed.result()
+        self._measure()
+        self.elapsed_s = self._since()
+        self._on_change(self)
+        self._interrupts.check()
+        time.sleep(max(0.0, begun_s + _TICK_S - time.monotonic()))
+
+    def _revive(self) -> None:
+        """Start again who ended by itself: with brokers and wires failing, nobody may."""
+        for worker in self.workers:
+            if worker.pid is not None and not worker.alive and worker.name not in self._world.down:
+                self.findings.add("worker ended", f"{worker.name}, exit code {worker.exit_code}: {worker.last_lines()}")
+                worker.start()
+
+    def _measure(self) -> None:
+        try:
+            committed = {app.guarantee: self._committed(app.app_id, app.inputs) for app in self._workload.apps}
+            ends = self._log.ends([tp for offsets in committed.values() for tp in offsets])
+        except (KafkaException, KafkaUnreachable, TimeoutError):
+            return  # a broker that was asked is down; the next look asks again
+        now_s = time.monotonic()
+        for guarantee, progress in self.progress.items():
+            progress.take(now_s - self._started_s, committed[guarantee], ends)
+            if progress.waiting_s > NO_PROGRESS_S:
+                self.findings.add("no progress", f"{guarantee}: an event waits for {progress.waiting_s:.0f} s")
+        for recovery in self._recoveries:
+            recovery.take(now_s, committed, ends)
+
+    def _committed(self, group: str, topics: Iterable[str]) -> dict[TP, int]:
+        partitions = self._partitions
+        tps = [(topic, number) for topic in topics for number in range(partitions.get(topic, 0))]
+        return dict.fromkeys(tps, 0) | self._log.committed(group, tps)
+
+    @property
+    def _partitions(self) -> dict[str, int]:
+        if not hasattr(self, "_known_partitions"):
+            self._known_partitions = self._log.partitions()
+        return self._known_partitions
+
+    def _wake_all(self) -> None:
+        for worker in self.workers:
+            worker.send(signal.SIGCONT)
+
+    def _say(self, text: str) -> None:
+        self.stage = text
+        self._on_change(self)
+
+    def _log_lines(self, anomalies: Iterable[Anomaly]) -> dict[str, list[str]]:
+        """What the workers said around the events that show the anomalies."""
+        logs = [worker.log for worker in self.workers]
+        found = {each.name: moment(self._log, each.examples) for each in anomalies}
+        return {name: lines_around(logs, at_ms) for name, at_ms in found.items() if at_ms is not None}

@@ -1,0 +1,45 @@
+"""The command ``lab``; what it does is in the package `lab`, beside this one, which nothing else imports."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from faust.cli.base import cli
+
+from streams_app.commands import console, exit_codes
+
+if TYPE_CHECKING:
+    from streams_app.application import App
+
+
+def register_lab(app: App) -> None:
+    """Add the command to ``app``."""
+
+    @cli.command("lab")
+    @click.option("--seconds", type=click.FloatRange(10, 86_400), default=60, show_default=True, help="Of faults.")
+    @click.option("--seed", type=int, default=1, show_default=True, help="The same seed, the same schedule.")
+    @click.option("--faults", default="mixed", show_default=True, help="A comma list; `mixed` is all, `none` no fault.")
+    @click.option("--workers", type=click.IntRange(1, 8), default=3, show_default=True, help="One more may be added.")
+    @click.option("--brokers", type=click.Choice(["1", "3"]), default="3", show_default=True)
+    @click.option("--rate", type=click.FloatRange(1), default=300, show_default=True, help="Records/s of each input.")
+    @click.option("--engine", type=click.Choice(["ours", "stock"]), default="ours", show_default=True)
+    @click.option(
+        "--workload",
+        type=click.Choice(["agents", "bare"]),
+        default="agents",
+        show_default=True,
+        help="Your agents, or the smallest app with state, which stock Faust can run, too.",
+    )
+    @click.option("--report", type=click.Path(path_type=Path, file_okay=False), help="Folder for the report.")
+    @click.option("--json", "as_json", is_flag=True, help="The verdict alone on stdout.")
+    def lab(brokers: str, report: Path | None, as_json: bool, **options: Any) -> None:
+        """Hurt workers, brokers, wires and disks on schedule, and look for what that broke."""
+        from lab.command import finish, run_lab  # noqa: PLC0415 - nothing imports the lab, unless it is run
+        from lab.run import Options  # noqa: PLC0415
+
+        with exit_codes():
+            outcome = run_lab(app, Options(brokers=int(brokers), **options), console(plain=as_json))
+        sys.exit(finish(outcome, report, console(), as_json=as_json))

@@ -1,0 +1,136 @@
+"""The simulation of the commit path: its histories, the model that they stand on, and whether it notices what is broken."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from lab.simulation.compare import run_on_kafka, run_on_model, script
+from lab.simulation.history import History
+from lab.simulation.mutants import SIMULATED, Mutant
+from lab.simulation.plan import GUARANTEES, Guarantee
+from lab.simulation.seams import seams
+from lab.simulation.simulate import simulate
+from lab.simulation.world import World
+
+CHECKOUT = Path(__file__).parent.parent
+#: What must have happened in some hundred histories; otherwise they prove nothing.
+FAULTS = {
+    "crash",
+    "zombie",
+    "pause",
+    "late request",
+    "lost request",
+    "rebalance",
+    "lost session",
+    "failed agent",
+    "clean stop",
+}
+
+
+@pytest.mark.parametrize("guarantee", GUARANTEES)
+def test_random_histories_keep_the_guarantee(guarantee: Guarantee) -> None:
+    """Crashes, zombies, lost answers and rebalances between any two steps: the short form of the proof."""
+    run = simulate([guarantee], seed=7, histories=600)
+    assert run.violation is None, "\n".join(run.violation.story)
+    assert run.counts.keys() >= FAULTS
+
+
+def test_a_history_without_faults_has_none() -> None:
+    """What the shrinking aims at: the dull choice everywhere must be a run where nothing happens."""
+    with seams() as clock:
+        for guarantee in GUARANTEES:
+            outcome = History(guarantee, entries=4, workers=2, chunk=2, poison=0, faults={}).run(clock)
+            assert not outcome.anomalies
+            assert outcome.counts["crash"] == outcome.counts["rebalance"] == 0
+            assert outcome.counts["batch"] == 4
+
+
+def test_the_same_history_takes_the_same_steps() -> None:
+    """A failure that cannot be repeated cannot be understood."""
+    with seams() as clock:
+        for number in range(20):
+            history = History.drawn("exactly_once", f"again {number}")
+            stories: list[list[str]] = [[], []]
+            for story in stories:
+                history.run(clock, story)
+            assert stories[0] == stories[1]
+
+
+def test_time_passes_only_where_nothing_happens() -> None:
+    """Histories of minutes take milliseconds."""
+    world, seen = World({}), []
+    for delay_s in (30.0, 10.0, 20.0):
+        world.at(delay_s, lambda: seen.append(world.now_s))
+    world.run()
+    assert seen == [10.0, 20.0, 30.0]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_model_answers_as_kafka_does(seed: int, kafka_url: str) -> None:
+    """Else the simulation would prove the engine against brokers that nobody has."""
+    steps, name = script(seed), f"compared-{uuid4().hex[:12]}"
+    assert run_on_model(steps, name) == run_on_kafka(kafka_url, steps, name)
+
+
+def test_each_mutant_still_finds_its_place() -> None:
+    """A mutant that changes nothing would be caught by nothing."""
+    for mutant in SIMULATED:
+        assert (CHECKOUT / mutant.file).read_text().count(mutant.before) == 1, mutant.name
+
+
+def test_a_mutant_is_caught_and_its_history_is_short(tmp_path: Path) -> None:
+    """Who finds a bug with it must be able to read what happened."""
+    [mutant] = [each for each in SIMULATED if each.name == "ends before the offsets"]
+    output = simulate_mutant(mutant, tmp_path, "--shrink")
+    assert "torn: " in output
+    assert len([line for line in output.splitlines() if line.partition(".")[0].strip().isdecimal()]) < 100
+
+
+@pytest.mark.prove
+@pytest.mark.parametrize("mutant", SIMULATED, ids=lambda mutant: mutant.name)
+def test_the_simulation_notices(mutant: Mutant, tmp_path: Path) -> None:
+    """A check that cannot fail is none."""
+    print(simulate_mutant(mutant, tmp_path, "--no-shrink")[-2_000:])
+
+
+def simulate_mutant(mutant: Mutant, folder: Path, *options: str) -> str:
+    """Run the simulation on a copy of the engine that is broken; gives what it says."""
+    for name in ("streams_app", "lab"):
+        shutil.copytree(CHECKOUT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    module = folder / mutant.file
+    module.write_text(module.read_text().replace(mutant.before, mutant.after))
+    command = [
+        sys.executable,
+        "-m",
+        "lab.simulation",
+        "--guarantee",
+        mutant.guarantee,
+        "--histories",
+        str(mutant.histories),
+    ]
+    outcome = subprocess.run(
+        [*command, *options],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(folder)},
+        capture_output=True,
+        text=True,
+        timeout=250,
+        check=False,
+    )
+    assert outcome.returncode == 1, f"not noticed: {outcome.stdout[-500:]}{outcome.stderr[-500:]}"
+    return outcome.stdout
+
+
+@pytest.mark.prove
+def test_two_hundred_thousand_histories_keep_the_guarantees() -> None:
+    """The proof."""
+    run = simulate(GUARANTEES, seed=2026, histories=200_000)
+    print(f"{run.histories} histories, {run.per_s:.0f} a second: {dict(run.counts)}")
+    assert run.violation is None, "\n".join(run.violation.story)
