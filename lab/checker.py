@@ -22,7 +22,7 @@ What the agents promise, their own checks judge (`streams_app.registry.Check`); 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from streams_app.audit import Report
 from streams_app.registry import Finding
@@ -63,7 +63,8 @@ _NAMES = (
 _EXAMPLES = 5
 
 
-class Anomaly(NamedTuple):
+@dataclass(frozen=True)
+class Anomaly:
     """One kind, as one check found it."""
 
     name: str

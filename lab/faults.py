@@ -427,16 +427,13 @@ class DiskFull(_OfWorker):
         pid = self.worker.pid
         assert pid is not None
         _, self._hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)
-        world.down.add(self.worker.name)
+        world.frail.add(self.worker.name)
+        self._pid = pid
         resource.prlimit(pid, resource.RLIMIT_FSIZE, (self._LIMIT_BYTES, self._hard))
 
     def relieve(self, world: World) -> None:
-        if self.worker.alive:
-            assert self.worker.pid is not None
-            resource.prlimit(self.worker.pid, resource.RLIMIT_FSIZE, (self._hard, self._hard))
-        else:
-            self.worker.start()
-        world.down.discard(self.worker.name)
+        if self.worker.alive and self.worker.pid == self._pid:
+            resource.prlimit(self._pid, resource.RLIMIT_FSIZE, (self._hard, self._hard))
 
 
 _ALL: tuple[type[Fault], ...] = (

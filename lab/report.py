@@ -25,7 +25,7 @@ def document(outcome: Outcome) -> dict[str, Any]:
     return {
         "good": outcome.good,
         "options": vars(options),
-        "anomalies": [each._asdict() for each in outcome.anomalies],
+        "anomalies": [vars(each) for each in outcome.anomalies],
         "strikes": [_strike(each) for each in outcome.strikes],
         "missed": outcome.missed,
         "recovery_s": recoveries(outcome.strikes),

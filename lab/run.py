@@ -311,7 +311,7 @@ class Lab:
         strike = Strike(planned, "", began_s)
         self.active.append(strike)
         try:
-            if not fault.strike(self._world, Random(planned.seed)):  # noqa: S311 - repeatable, not secret
+            if not fault.strike(self._world, Random(planned.seed)):
                 self.missed.append(planned.kind)
                 return
             strike.victim = fault.victim
@@ -353,7 +353,10 @@ class Lab:
         """Start again who ended by itself: with brokers and wires failing, nobody may."""
         for worker in self.workers:
             if worker.pid is not None and not worker.alive and worker.name not in self._world.down:
-                self.findings.add("worker ended", f"{worker.name}, exit code {worker.exit_code}: {worker.last_lines()}")
+                if worker.name not in self._world.frail:
+                    said = f"{worker.name}, exit code {worker.exit_code}: {worker.last_lines()}"
+                    self.findings.add("worker ended", said)
+                self._world.frail.discard(worker.name)
                 worker.start()
 
     def _measure(self) -> None:

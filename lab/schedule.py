@@ -63,7 +63,7 @@ def _why_not(fault: type[Fault], workers: int, brokers: int) -> str | None:
 
 def schedule(seed: int, seconds: float, kinds: Sequence[str]) -> list[Planned]:
     """Faults for so many seconds. Every kind comes once before any comes again."""
-    draw = Random(f"schedule {seed}")  # noqa: S311 - repeatable, not secret
+    draw = Random(f"schedule {seed}")
     planned: list[Planned] = []
     hand: list[str] = []
     at_s = draw.uniform(*_GAP_S)

@@ -37,6 +37,8 @@ class World:
     transaction_s: float
     #: What the lab ended on purpose: by name; the supervisor starts everybody else again.
     down: set[str] = field(default_factory=set)
+    #: Workers that may end by themselves, once: what was done to them leaves them no choice.
+    frail: set[str] = field(default_factory=set)
     _held: set[str] = field(default_factory=set)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 

@@ -186,7 +186,8 @@ class Store:
 
     def close(self) -> None:
         """Give the files back."""
-        self._db.close()
+        with self._disk():
+            self._db.close()
 
     def _put_values(self, batch: WriteBatch, writes: Mapping[bytes, bytes | None]) -> None:
         put, delete = batch.put, batch.delete

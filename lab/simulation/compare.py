@@ -51,7 +51,7 @@ class Result(NamedTuple):
 
 def script(seed: int) -> list[Step]:
     """Transactions of one producer; then, as a rule in the middle of one, a second takes over, and the first goes on."""
-    random, steps = Random(seed), [Step(0, "init", 0), Step(0, "begin", 0)]  # noqa: S311 - a seed for repeating, not for secrets
+    random, steps = Random(seed), [Step(0, "init", 0), Step(0, "begin", 0)]
     for number in range(1, random.randrange(3, 9)):
         steps += [Step(0, call, number) for call in _transaction(random)]
     if random.random() < 0.8:

@@ -26,7 +26,7 @@ class History(NamedTuple):
     @classmethod
     def drawn(cls, guarantee: Guarantee, seed: str) -> History:
         """A random one."""
-        random = Random(seed)  # noqa: S311 - a seed for repeating, not for secrets
+        random = Random(seed)
         entries = random.choice((1, 2, 3, 3, 4))
         return cls(
             guarantee,

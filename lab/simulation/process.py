@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NoReturn, cast
 
 from confluent_kafka import KafkaError
 from faust.types import TP
-from greenlet import getcurrent, greenlet  # type: ignore[import-untyped]
+from greenlet import getcurrent, greenlet
 
 from lab.simulation.broker import Broker
 from lab.simulation.disk import Folder
