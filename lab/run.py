@@ -33,9 +33,9 @@ from lab.wire import Wire
 from lab.workload import OURS, workload_of
 from lab.world import World
 from streams_app.audit import TP, Log, Report, audit
+from streams_app.deadlines import discard
 from streams_app.demo_place import Place, place_of
 from streams_app.embedded import EmbeddedKafka, free_port
-from streams_app.errors import KafkaUnreachable
 from streams_app.generate import Feed, Plan
 from streams_app.kafka import KafkaAddress
 from streams_app.registry import Findings
@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     from streams_app.application import App
 
 _TICK_S = 0.25
+#: A broker that is down is asked anew after that long.
+_LOOK_TIMEOUT_S = 2.0
 _START_TIMEOUT_S = 120.0
 _DRAIN_TIMEOUT_S = 120.0
 #: An event that waits for longer, whatever faults strike, has been forgotten: the longest fault and its recovery take less.
@@ -119,7 +121,7 @@ class Lab:
         self.progress: dict[str, Progress] = {}
         self.workers: list[WorkerProcess] = []
         self._on_change = on_change
-        self._stop = Event()
+        self._stop, self._ended = Event(), Event()
         self._kept: str | None = None
         self._started_s = 0.0
         self._recoveries: list[Recovery] = []
@@ -181,8 +183,9 @@ class Lab:
         held.callback(self._wake_all)
         self._log = Log(self._address)
         held.callback(self._log.close)
-        threads = held.enter_context(ThreadPoolExecutor(_MOST_FAULTS + len(self._workload.inputs) + 1, "lab"))
+        threads = held.enter_context(ThreadPoolExecutor(_MOST_FAULTS + len(self._workload.inputs) + 2, "lab"))
         held.callback(self._stop.set)
+        held.callback(self._ended.set)
         self._start_workers()
         return self._flow(threads, held)
 
@@ -227,6 +230,8 @@ class Lab:
         held.callback(live.close)
         live.start()
         self.progress = {app.guarantee: Progress() for app in workload.apps}
+        self._partitions = self._log.partitions()
+        self._measuring = threads.submit(self._measure_on)
         striking = self._strike_on_schedule(threads)
         drained = self._drain(threads)
         self._say("checking")
@@ -283,12 +288,14 @@ class Lab:
         self._stop.set()
         for wire in self._world.wires.values():
             wire.heal()
-        deadline_s = time.monotonic() + _DRAIN_TIMEOUT_S
+        deadline_s, written = time.monotonic() + _DRAIN_TIMEOUT_S, 0
         while time.monotonic() < deadline_s:
             self._tick()
-            if all(feed.done() for feed in self._feeding) and all(
-                not each.waiting_s for each in self.progress.values()
-            ):
+            # Two looks after all was written: the first may have begun before.
+            looks = min((len(each.samples) for each in self.progress.values()), default=0)
+            if not all(feed.done() for feed in self._feeding):
+                written = looks
+            elif looks > written + 1 and not any(each.waiting_s for each in self.progress.values()):
                 return True
         return False
 
@@ -343,7 +350,8 @@ class Lab:
         for feed in self._feeding:
             if feed.done():
                 feed.result()
-        self._measure()
+        if self._measuring.done():
+            self._measuring.result()
         self.elapsed_s = self._since()
         self._on_change(self)
         self._interrupts.check()
@@ -359,12 +367,23 @@ class Lab:
                 self._world.frail.discard(worker.name)
                 worker.start()
 
-    def _measure(self) -> None:
+    def _measure_on(self) -> None:
+        """In a thread, as a broker that is down makes it wait."""
+        log = Log(self._address, request_timeout_s=_LOOK_TIMEOUT_S)
         try:
-            committed = {app.guarantee: self._committed(app.app_id, app.inputs) for app in self._workload.apps}
-            ends = self._log.ends([tp for offsets in committed.values() for tp in offsets])
-        except (KafkaException, KafkaUnreachable, TimeoutError):
-            return  # a broker that was asked is down; the next look asks again
+            while not self._ended.wait(_TICK_S):
+                try:
+                    self._measure(log)
+                except (KafkaException, TimeoutError):
+                    # Measured: a client that has lived through the restart of a broker may get no answer for a minute.
+                    discard(log, "close")
+                    log = Log(self._address, request_timeout_s=_LOOK_TIMEOUT_S)
+        finally:
+            discard(log, "close")
+
+    def _measure(self, log: Log) -> None:
+        committed = {app.guarantee: self._committed(log, app.app_id, app.inputs) for app in self._workload.apps}
+        ends = log.ends([tp for offsets in committed.values() for tp in offsets])
         now_s = time.monotonic()
         for guarantee, progress in self.progress.items():
             progress.take(now_s - self._started_s, committed[guarantee], ends)
@@ -373,16 +392,9 @@ class Lab:
         for recovery in self._recoveries:
             recovery.take(now_s, committed, ends)
 
-    def _committed(self, group: str, topics: Iterable[str]) -> dict[TP, int]:
-        partitions = self._partitions
-        tps = [(topic, number) for topic in topics for number in range(partitions.get(topic, 0))]
-        return dict.fromkeys(tps, 0) | self._log.committed(group, tps)
-
-    @property
-    def _partitions(self) -> dict[str, int]:
-        if not hasattr(self, "_known_partitions"):
-            self._known_partitions = self._log.partitions()
-        return self._known_partitions
+    def _committed(self, log: Log, group: str, topics: Iterable[str]) -> dict[TP, int]:
+        tps = [(topic, number) for topic in topics for number in range(self._partitions.get(topic, 0))]
+        return dict.fromkeys(tps, 0) | log.committed(group, tps)
 
     def _wake_all(self) -> None:
         for worker in self.workers:

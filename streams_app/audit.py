@@ -436,7 +436,13 @@ def _differences(copy: StoreCopy, fold: Mapping[bytes, bytes], findings: Finding
 class Log:
     """Committed records, and what the brokers say about offsets. All calls block, each with a deadline."""
 
-    def __init__(self, address: KafkaAddress, on_progress: OnProgress = lambda what, records: None) -> None:
+    def __init__(
+        self,
+        address: KafkaAddress,
+        on_progress: OnProgress = lambda what, records: None,
+        request_timeout_s: float = _REQUEST_TIMEOUT_S,
+    ) -> None:
+        self._request_timeout_s = request_timeout_s
         config = self._config = {**address.librdkafka(), "log_level": 0}
         self.on_progress = on_progress
         #: Records read so far.
@@ -468,7 +474,7 @@ class Log:
 
     def partitions(self) -> dict[str, int]:
         """All topics with their numbers of partitions."""
-        topics = self._admin.list_topics(timeout=_REQUEST_TIMEOUT_S).topics
+        topics = self._admin.list_topics(timeout=self._request_timeout_s).topics
         return {name: len(topic.partitions) for name, topic in topics.items()}
 
     def beginnings(self, tps: Iterable[TP]) -> dict[TP, int]:
@@ -496,8 +502,8 @@ class Log:
         request = {TopicPartition(*tp): spec for tp in tps}
         if not request:
             return {}
-        futures = self._admin.list_offsets(request, isolation_level=isolation, request_timeout=_REQUEST_TIMEOUT_S)
-        answers = {tp: future.result(timeout=2 * _REQUEST_TIMEOUT_S) for tp, future in futures.items()}
+        futures = self._admin.list_offsets(request, isolation_level=isolation, request_timeout=self._request_timeout_s)
+        answers = {tp: future.result(timeout=2 * self._request_timeout_s) for tp, future in futures.items()}
         return {(tp.topic, tp.partition): answer.offset for tp, answer in answers.items()}
 
     def committed(self, group: str, tps: Iterable[TP]) -> dict[TP, int]:
@@ -512,7 +518,7 @@ class Log:
         if group not in self._groups:
             unstable = {"isolation.level": "read_uncommitted", "enable.auto.commit": False}
             self._groups[group] = Consumer({**self._config, **unstable, "group.id": group})
-        answer = self._groups[group].committed(asked, timeout=_REQUEST_TIMEOUT_S)
+        answer = self._groups[group].committed(asked, timeout=self._request_timeout_s)
         return {(each.topic, each.partition): (each.offset, metadata_of(each)) for each in answer if each.offset >= 0}
 
     def read(self, starts: Mapping[TP, int]) -> Iterator[Message]:

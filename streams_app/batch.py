@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from faust.types import TP, Message
 
-from streams_app.errors import BatchError, DeadBatchError, StoreFailed, TransactionAborted
+from streams_app.errors import BatchError, DeadBatchError, PartitionsLost, StoreFailed, TransactionAborted
 from streams_app.outbox import Outbox
 from streams_app.session import Consumed, Output, Pin, header_bytes
 from streams_app.store import TIME_BYTES, Store
@@ -76,10 +76,18 @@ class Overlay:
 class Batch:
     """The events between two barriers; see the module."""
 
-    def __init__(self, pin: Pin, outbox: Outbox | None = None, *, redelivers: bool = True) -> None:
-        """With an ``outbox`` outputs leave at once, instead of with the commit."""
+    def __init__(
+        self,
+        pin: Pin,
+        outbox: Outbox | None = None,
+        *,
+        redelivers: bool = True,
+        is_member: Callable[[], bool] | None = None,
+    ) -> None:
+        """With an ``outbox`` outputs leave at once, instead of with the commit, while the worker ``is_member``."""
         self.pin = pin
         self._outbox = outbox
+        self._is_member = is_member
         #: Whether an event that failed is delivered again, with its whole batch.
         self.redelivers = redelivers
         #: Next offset to read of each input partition, once this batch is committed.
@@ -199,6 +207,8 @@ class Batch:
         if self._outbox is None:
             self.outputs.append(output)
             return
+        if self._is_member is not None and not self._is_member():
+            raise self.hopeless(PartitionsLost("the group has not heard of this worker for a whole session"))
         try:
             self._outbox.produce(output)
         except TransactionAborted as error:

@@ -104,7 +104,8 @@ class Engine(Service):
         if app.guarantee == "exactly_once":
             return ExactlyOnce(config, name, timeout_s)
         if app.guarantee == "at_most_once":
-            return AtMostOnce(config, app.input.commit_once, timeout_s, self.figures)
+            most_s = min(timeout_s, app.settings.session_timeout_ms / 1000)
+            return AtMostOnce(config, app.input.commit_once, most_s, self.figures, app.input.is_member)
         if app.settings.at_least_once_fenced:
             return AtLeastOnce(config, name, timeout_s)
         return AtLeastOnceUnfenced(config, app.input.commit_once, timeout_s)

@@ -162,6 +162,8 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
     """aiokafka's consumer in its thread."""
 
     app: App
+    #: When the last request was sent that the group's coordinator has answered as a member's, by the monotonic clock.
+    heard_s = float("-inf")
 
     @property
     def kafka(self) -> aiokafka.AIOKafkaConsumer:
@@ -205,9 +207,24 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
 
     async def on_start(self) -> None:
         await super().on_start()
-        member_id = None if self.app.client_only else self.app.slot.member_id
-        if member_id:
-            await self._leave_for(member_id)
+        if self.app.client_only:
+            return
+        self._note_heartbeats()
+        if self.app.slot.member_id:
+            await self._leave_for(self.app.slot.member_id)
+
+    def _note_heartbeats(self) -> None:
+        coordinator = self.kafka._coordinator
+        beat = coordinator._do_heartbeat
+
+        async def noted() -> bool:
+            sent_s = time.monotonic()
+            is_member = await beat()
+            if is_member:
+                self.heard_s = sent_s
+            return bool(is_member)
+
+        coordinator._do_heartbeat = noted
 
     async def on_thread_stop(self) -> None:
         await super().on_thread_stop()
@@ -295,6 +312,7 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
         request = OffsetCommitRequest(
             pin.group_id, pin.generation, pin.member_id, OffsetCommitRequest.DEFAULT_RETENTION_TIME, [*by_topic.items()]
         )
+        sent_s = time.monotonic()
         try:
             response = await asyncio.wait_for(coordinator._send_req(request), _COMMIT_TIMEOUT_S)
         except (KafkaError, TimeoutError) as error:
@@ -307,12 +325,13 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
             raise TransactionAborted(f"offsets could not be committed: {_names(codes)}")
         if codes:
             await self._give_up_membership(pin, _names(codes))
+        self.heard_s = sent_s
 
     async def _give_up_membership(self, pin: Pin, why: str) -> NoReturn:
         """Leave the group and join it as somebody else: a commit of ``pin`` that is still on its way is refused then."""
-        coordinator = self.kafka._coordinator
-        coordinator.reset_generation()
-        await self._leave_for(pin.member_id)
+        if self.live_pin() == pin:
+            self.kafka._coordinator.reset_generation()
+            await self._leave_for(pin.member_id)
         raise PartitionsLost(f"nobody knows whether offsets were committed ({why}); joining the group anew")
 
     async def on_assigned(self, assignment: Assignment) -> None:
@@ -411,6 +430,13 @@ class Consumer(driver.Consumer):
         except (CancelledError, TimeoutError) as error:
             committed.cancel()
             raise PartitionsLost(f"the consumer's thread is ending: {error!r}") from error
+
+    def is_member(self) -> bool:
+        """Whether nobody else can have our partitions: the session that the coordinator has last heard of goes on.
+
+        A process that was frozen, and wakes, gets here before it hears that it was declared dead.
+        """
+        return time.monotonic() - self._thread.heard_s < self.app.settings.session_timeout_ms / 1000
 
     async def seek_all(self, positions: Mapping[TP, int]) -> None:
         """See `ConsumerThread.seek_all`."""

@@ -243,15 +243,26 @@ class AtMostOnce(Unfenced):
     claims_first = True
 
     def __init__(
-        self, config: dict[str, Any], commit_once: CommitOnce, timeout_s: float, figures: Counter[str]
+        self,
+        config: dict[str, Any],
+        commit_once: CommitOnce,
+        timeout_s: float,
+        figures: Counter[str],
+        is_member: Callable[[], bool] = lambda: True,
     ) -> None:
+        """No output leaves later than ``timeout_s`` after it was sent, nor when the worker is no member any more."""
         super().__init__(config, commit_once, timeout_s, retries=False)
+        self._is_member = is_member
         self._figures = figures
         self._given_up: dict[TP, int] = {}
         #: Offsets up to which nobody else will read.
         self._claimed: dict[TP, int] = {}
         #: What the brokers know: the committed offset, and where the batch in hand begins.
         self._said: dict[TP, tuple[int, int]] = {}
+
+    def new_batch(self, pin: Pin) -> Batch:
+        # Nothing fences what leaves: woken as a zombie, it would come behind what others have sent meanwhile.
+        return Batch(pin, self._outbox, redelivers=False, is_member=self._is_member)
 
     def claim(
         self, positions: Mapping[tuple[str, int], int], found: Mapping[tuple[str, int], Committed], pin: Pin

@@ -116,11 +116,12 @@ class Start:
         return positions
 
     def _check_offsets_not_expired(self, fresh: Iterable[TP], stores: Mapping[TP, Store]) -> None:
-        known = {partition for _, partition in self._offsets.group_has_offsets()}
-        changelogs = [tp for tp in stores if tp[1] in {partition for _, partition in fresh} - known]
+        changelogs = [tp for tp in stores if tp[1] in {partition for _, partition in fresh}]
         begins, ends = self._offsets.beginnings(changelogs), self._offsets.high_watermarks(changelogs)
+        # Asked last: who has written the table meanwhile, while we were frozen, has committed offsets, too.
+        known = {partition for _, partition in self._offsets.group_has_offsets()} if changelogs else set()
         for tp in changelogs:
-            if ends[tp] > begins[tp]:
+            if ends[tp] > begins[tp] and tp[1] not in known:
                 raise StartRefused(
                     f"the group has no offsets for partition {tp[1]}, but its table {tp[0]} is not empty: the offsets "
                     "expired (brokers keep them 7 days after the last worker left) or were deleted. Reading the input from "

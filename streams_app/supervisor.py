@@ -57,13 +57,22 @@ class WorkerProcess:
         restarts: how often it was started after the first time.
     """
 
-    def __init__(self, name: str, module: str, arguments: Sequence[str], log: Path, env: Mapping[str, str]) -> None:
-        """Of the process ``python -m module arguments``; ``env`` is added to our own environment."""
+    def __init__(
+        self,
+        name: str,
+        module: str,
+        arguments: Sequence[str],
+        log: Path,
+        env: Mapping[str, str],
+        folder: Path | None = None,
+    ) -> None:
+        """Of the process ``python -m module arguments`` in ``folder``, or where we are; ``env`` is added to our own."""
         self.name = name
         self.log = log
         self.restarts = -1
         self._command = [sys.executable, "-c", _BOUND_TO_US, str(os.getpid()), module, *arguments]
         self._env = {**os.environ, **env}
+        self._folder = folder
         self._process: subprocess.Popen[bytes] | None = None
         self._log_start = 0
         self._found: set[str] = set()
@@ -112,6 +121,7 @@ class WorkerProcess:
             self._found.clear()
             self._process = subprocess.Popen(
                 self._command,
+                cwd=self._folder,
                 env=self._env,
                 stdin=subprocess.DEVNULL,
                 stdout=log,

@@ -271,4 +271,12 @@ MUTANTS = [
         "            send(offsets, metadata, self._timeout_s)\n",
         "test_deadlines.py::test_a_session_whose_producer_hangs_before_the_end_is_aborted",
     ),
+    Mutant(
+        "lets a woken zombie send what it has in hand",
+        "at most once",
+        "guarantees.py",
+        "redelivers=False, is_member=self._is_member)",
+        "redelivers=False)",
+        "test_at_most_once.py::test_a_zombie_that_wakes_up_amid_a_batch_repeats_nothing",
+    ),
 ]

@@ -255,6 +255,10 @@ class Rig:
         aside = [json.loads(message.value())["id"] for message in self.read("dead-letters")]
         repeated = [id for id, count in Counter(outputs + aside).items() if count > 1]
         assert not repeated, repeated
+        by_key: dict[bytes, list[int]] = defaultdict(list)
+        for message in self.read("balances"):
+            by_key[message.key()].append(json.loads(message.value())["id"])
+        assert all(ids == sorted(ids) for ids in by_key.values()), "out of order within a key"
         lost = self.sent - len(outputs) - len(aside)
         assert 0 <= lost <= self.reported()
         return lost, self.reported()

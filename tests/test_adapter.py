@@ -56,6 +56,7 @@ PIN = Pin("group", 3, "member")
         (GroupCoordinator, "_send_req"),
         (GroupCoordinator, "ensure_coordinator_known"),
         (GroupCoordinator, "reset_generation"),
+        (GroupCoordinator, "_do_heartbeat"),
         (GroupCoordinator, "coordinator_dead"),
         (Assignment, "state_value"),
         (SubscriptionState, "subscription"),

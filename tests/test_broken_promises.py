@@ -51,7 +51,8 @@ CASES = [
         "        self._outbox = Outbox(config, retries=True, timeout_s=timeout_s)\n"
         "        self.claims_first = True\n"
         "        self.take = lambda batch, began: self.claim(batch.consumed, {}, batch.pin)\n",
-        {"lost view", "lost dead letter"},
+        # It commits again and again: one of its transactions may be open when the audit looks.
+        {"lost view", "lost dead letter", "open"},
     ),
 ]
 
