@@ -504,7 +504,10 @@ class Log:
             return {}
         futures = self._admin.list_offsets(request, isolation_level=isolation, request_timeout=self._request_timeout_s)
         answers = {tp: future.result(timeout=2 * self._request_timeout_s) for tp, future in futures.items()}
-        return {(tp.topic, tp.partition): answer.offset for tp, answer in answers.items()}
+        offsets = {(tp.topic, tp.partition): answer.offset for tp, answer in answers.items()}
+        if any(offset < 0 for offset in offsets.values()):
+            raise KafkaException(KafkaError(KafkaError.LEADER_NOT_AVAILABLE))  # said without an error, see offsets.py
+        return offsets
 
     def committed(self, group: str, tps: Iterable[TP]) -> dict[TP, int]:
         """The group's committed offsets; partitions without one are missing."""

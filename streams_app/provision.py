@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
@@ -19,6 +20,20 @@ if TYPE_CHECKING:
     from streams_app.application import App
 
 _TIMEOUT_S = 30.0
+#: A broker that is restarted is back within this time.
+_PATIENCE_S, _PAUSE_S = 90.0, 1.0
+#: What brokers say, or do not say, while some of them are away.
+_MAY_PASS = frozenset(
+    {
+        KafkaError._TIMED_OUT,
+        KafkaError._TRANSPORT,
+        KafkaError._ALL_BROKERS_DOWN,
+        KafkaError.REQUEST_TIMED_OUT,
+        KafkaError.NOT_CONTROLLER,
+        KafkaError.BROKER_NOT_AVAILABLE,
+    }
+)
+log = logging.getLogger(__name__)
 
 
 class TopicSpec(NamedTuple):
@@ -60,20 +75,35 @@ def _topics_of(app: App) -> list[TopicSpec]:
 
 
 def create_topics(kafka: KafkaAddress, specs: Iterable[TopicSpec]) -> dict[str, bool]:
-    """Create what is missing; blocks.
+    """Create what is missing; blocks. A cluster of which some brokers are just being restarted is waited for.
 
     Returns:
         each topic's name, and whether it was created now.
 
     Raises:
-        KafkaException: the brokers did not answer, or do not permit it.
+        KafkaUnreachable: the brokers did not answer for a long time.
+        KafkaException: they do not permit it.
     """
+    wanted, deadline_s = list(specs), time.monotonic() + _PATIENCE_S
+    while True:
+        try:
+            return _create_topics(kafka, wanted)
+        except (KafkaException, TimeoutError) as error:
+            if isinstance(error, KafkaException) and error.args[0].code() not in _MAY_PASS:
+                raise
+            if time.monotonic() > deadline_s:
+                raise KafkaUnreachable(f"the brokers do not create topics: {error!r}") from error
+            log.warning("topics could not be created, trying again: %r", error)
+            time.sleep(_PAUSE_S)
+
+
+def _create_topics(kafka: KafkaAddress, specs: Iterable[TopicSpec]) -> dict[str, bool]:
     admin = AdminClient(kafka.librdkafka())
     new = [NewTopic(name, partitions, replication, config=config) for name, partitions, replication, config in specs]
     created = {}
-    for name, future in admin.create_topics(new, request_timeout=_TIMEOUT_S).items():
+    for name, future in admin.create_topics(new, request_timeout=_TIMEOUT_S / 3).items():
         try:
-            future.result(timeout=_TIMEOUT_S)
+            future.result(timeout=_TIMEOUT_S / 2)
             created[name] = True
         except KafkaException as error:
             if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:

@@ -235,7 +235,7 @@ MUTANTS = [
         "goes on as the same member after a commit of unknown outcome",
         "13",
         "faust_adapter.py",
-        "        coordinator.reset_generation()\n",
+        "            self.kafka._coordinator.reset_generation()\n",
         "",
         "test_adapter.py::test_a_commit_of_unknown_outcome_costs_the_membership",
     ),
@@ -278,5 +278,13 @@ MUTANTS = [
         "redelivers=False, is_member=self._is_member)",
         "redelivers=False)",
         "test_at_most_once.py::test_a_zombie_that_wakes_up_amid_a_batch_repeats_nothing",
+    ),
+    Mutant(
+        "takes an unknown end for an end",
+        "no leader",
+        "offsets.py",
+        "        if unknown:\n",
+        "        if False:\n",
+        "test_brokers.py::test_an_end_that_nobody_knows_is_no_end",
     ),
 ]

@@ -5,14 +5,17 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 from uuid import uuid4
 
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
-from streams_app.errors import PartitionsLost, StartRefused
+from streams_app.errors import KafkaUnreachable, PartitionsLost, StartRefused
 from streams_app.guarantees import ExactlyOnce
 from streams_app.offsets import Offsets
 from streams_app.restore import restore
@@ -198,6 +201,18 @@ def test_a_restore_that_is_over_at_once_says_nothing_of_being_cancelled(corner: 
             lambda _: None,
             lambda: True,
         )
+
+
+def test_an_end_that_nobody_knows_is_no_end(corner: Corner, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a leader librdkafka says −1001, and no error: taken for an end, a written table would be left empty."""
+    answer: Future[Any] = Future()
+    answer.set_result(SimpleNamespace(offset=-1001))
+    at = TopicPartition(*corner.changelog)
+    admin = SimpleNamespace(list_offsets=lambda *_, **__: {at: answer})
+    monkeypatch.setitem(corner.offsets.__dict__, "_admin", admin)
+    with pytest.raises(KafkaUnreachable, match="do not say"):
+        corner.offsets.high_watermarks([corner.changelog])
+    monkeypatch.undo()
 
 
 def start(corner: Corner, pin: Pin, *, from_latest: bool = False) -> dict[tuple[str, int], int]:
