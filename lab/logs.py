@@ -43,3 +43,13 @@ def lines_around(logs: Sequence[Path], at_ms: int) -> list[str]:
             if abs(said - at) < _AROUND:
                 found.append((said, f"{path.stem}: {line}"))
     return [line for _, line in sorted(found)][:_MOST_LINES]
+
+
+def last_error(log: Path) -> str:
+    """The last error that a log tells, on one line: what ended the worker comes last."""
+    errors = [
+        line
+        for line in log.read_text(errors="replace").splitlines()
+        if ("[ERROR]" in line or "Crashed" in line) and not _NOISE.search(line)
+    ]
+    return errors[-1] if errors else "its log tells no error"

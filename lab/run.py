@@ -26,7 +26,7 @@ from confluent_kafka import KafkaException
 from lab.checker import Anomaly, of_findings, of_report
 from lab.faults import FAULTS, Fault
 from lab.live import LiveReader
-from lab.logs import lines_around, moment
+from lab.logs import last_error, lines_around, moment
 from lab.progress import Progress, Recovery
 from lab.schedule import Planned, kinds_of, schedule
 from lab.wire import Wire
@@ -362,7 +362,7 @@ class Lab:
         for worker in self.workers:
             if worker.pid is not None and not worker.alive and worker.name not in self._world.down:
                 if worker.name not in self._world.frail:
-                    said = f"{worker.name}, exit code {worker.exit_code}: {worker.last_lines()}"
+                    said = f"{worker.name}, exit code {worker.exit_code}: {last_error(worker.log)}"
                     self.findings.add("worker ended", said)
                 self._world.frail.discard(worker.name)
                 worker.start()
