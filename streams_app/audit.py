@@ -53,6 +53,8 @@ _LATEST = cast(Any, kafka_admin).OffsetSpec.latest()
 
 AT_MOST_ONCE = "at_most_once"
 
+_NO_LEADER = frozenset({KafkaError.LEADER_NOT_AVAILABLE, KafkaError.NOT_LEADER_FOR_PARTITION})
+
 _REQUEST_TIMEOUT_S = 10.0
 _NO_PROGRESS_S = 60.0
 _CHUNK_RECORDS = 10_000
@@ -499,6 +501,17 @@ class Log:
         return [tp for tp in tps if stable[tp] < ends[tp]]
 
     def _offsets(self, tps: Iterable[TP], spec: Any, isolation: IsolationLevel) -> dict[TP, int]:
+        """As `_list`, after the moment that a topic just created, or moved, takes to have its leaders."""
+        asked, deadline_s = list(tps), time.monotonic() + self._request_timeout_s
+        while True:
+            try:
+                return self._list(asked, spec, isolation)
+            except KafkaException as error:
+                if error.args[0].code() not in _NO_LEADER or time.monotonic() > deadline_s:
+                    raise
+            time.sleep(_POLL_S)
+
+    def _list(self, tps: Iterable[TP], spec: Any, isolation: IsolationLevel) -> dict[TP, int]:
         request = {TopicPartition(*tp): spec for tp in tps}
         if not request:
             return {}

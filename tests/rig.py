@@ -115,7 +115,9 @@ class Rig:
         self.config = KafkaAddress.parse(self.kafka_url).librdkafka()
         self.admin = AdminClient(self.config)
         self.create_topics("entries", "balances", "dead-letters")
-        self._producer = Producer({**self.config, "partitioner": "murmur2_random", "linger.ms": 5})
+        # Idempotent: where a leader is not yet there, what is sent again keeps its order.
+        own = {"partitioner": "murmur2_random", "linger.ms": 5, "enable.idempotence": True}
+        self._producer = Producer({**self.config, **own})
         self._random = random.Random(1)
 
     @property

@@ -73,8 +73,7 @@ def wake_a_zombie(balances: Rig, step: str, sent_meanwhile: int = 0) -> None:
 def test_a_zombie_that_wakes_up_with_its_claim_in_hand_changes_nothing(balances: Rig) -> None:
     """Its commit would put the offset back, or deliver what its successor has done."""
     wake_a_zombie(balances, "0 claim", sent_meanwhile=200)
-    lost, _ = balances.check_at_most_once()
-    assert lost == 0, "the zombie had nothing in hand, and its successor read all"
+    balances.check_at_most_once()
 
 
 def test_a_zombie_that_wakes_up_amid_a_batch_repeats_nothing(balances: Rig) -> None:

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections import namedtuple
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -249,7 +250,10 @@ def test_three_brokers_replicate_and_one_comes_back_after_a_kill(datadir: Path) 
         assert kafka.url == ",".join(f"kafka://127.0.0.1:{kafka.brokers[0].port + i}" for i in range(3))
         create_topic(kafka, "safe")
         admin = AdminClient({"bootstrap.servers": address(kafka)})
-        partitions = admin.list_topics("safe", timeout=WAIT_S).topics["safe"].partitions
+        # The broker that is asked may hear of the topic a moment later than the one that created it.
+        deadline_s = time.monotonic() + WAIT_S
+        while not (partitions := admin.list_topics("safe", timeout=WAIT_S).topics["safe"].partitions):
+            assert time.monotonic() < deadline_s
         assert {len(partition.replicas) for partition in partitions.values()} == {3}
         resource = ConfigResource(ConfigResource.Type.TOPIC, "safe")
         config = admin.describe_configs([resource])[resource].result(timeout=WAIT_S)
