@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from streams_app.audit import TP
+from streams_app.inflicted import has_moved
 
 #: Ends of the inputs are remembered that long: nothing may wait longer anyway.
 _REMEMBERED_S = 600.0
@@ -63,14 +64,10 @@ class Recovery:
     def take(self, now_s: float, committed: Mapping[str, Mapping[TP, int]], ends: Mapping[TP, int]) -> None:
         """Look whether work has gone on."""
         for guarantee, before in self._before.items():
-            if guarantee not in self.took_s and _has_moved(before, committed[guarantee], ends):
+            if guarantee not in self.took_s and has_moved(before, committed[guarantee], ends):
                 self.took_s[guarantee] = now_s - self.began_s
 
     @property
     def seconds(self) -> float | None:
         """Until work had gone on under all guarantees; None: it has not."""
         return max(self.took_s.values(), default=None) if self.took_s.keys() == self._before.keys() else None
-
-
-def _has_moved(before: Mapping[TP, int], now: Mapping[TP, int], ends: Mapping[TP, int]) -> bool:
-    return all(now.get(tp, 0) > offset for tp, offset in before.items() if ends.get(tp, 0) > offset)

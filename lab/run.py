@@ -197,7 +197,6 @@ class Lab:
             "STREAMS_APP_DATADIR": str(settings.datadir),
             "STREAMS_APP_SLOT": name,
             "STREAMS_APP_TOPIC_REPLICATION": str(settings.topic_replication),
-            **self._workload.env,
         }
         arguments = ["-A", self._workload.module, "worker", "-l", "info", "--without-web"]
         return WorkerProcess(name, "faust", arguments, settings.datadir / f"{name}.log", env)

@@ -38,7 +38,6 @@ class Workload:
     checks: Mapping[str, type[Check]]
     #: Says in a worker's log that an assignment is at work; once for each app.
     at_work: str
-    env: Mapping[str, str]
 
 
 def agents(app: App, prefix: str) -> Workload:
@@ -52,7 +51,7 @@ def agents(app: App, prefix: str) -> Workload:
     inputs = [name for name, made in generators().items() if prefix + made.topic in read_topics and name != _BARE]
     if not inputs:
         raise ConfigurationError("no agent reads the topic of a registered generator: there is nothing to hurt")
-    return Workload("streams_app", apps, inputs, checks(), "partitions started", {})
+    return Workload("streams_app", apps, inputs, checks(), "partitions started")
 
 
 def bare(engine: str, prefix: str) -> Workload:
@@ -63,7 +62,7 @@ def bare(engine: str, prefix: str) -> Workload:
     tables = (AuditedTable("balances", f"{app_id}-balances-changelog", expires=False),) if ours else ()
     app = AuditedApp(app_id, (f"{prefix}entries",), tables, "exactly_once")
     at_work = "partitions started" if ours else "Seek started"
-    return Workload(f"benchmarks.bare_{engine}", [app], [_BARE], {"bare": BareCheck}, at_work, {})
+    return Workload(f"benchmarks.bare_{engine}", [app], [_BARE], {"bare": BareCheck}, at_work)
 
 
 @generator(_BARE, topic="entries")

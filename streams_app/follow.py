@@ -41,7 +41,7 @@ from typing import Any, TypeAlias, cast
 
 import msgspec
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
-from rocksdict import BlockBasedIndexType, BlockBasedOptions, Options, Rdict, ReadOptions, WriteBatch
+from rocksdict import BlockBasedIndexType, BlockBasedOptions, Options, Rdict, WriteBatch
 
 from streams_app.audit import AT_MOST_ONCE, TP, AuditedApp, Log
 from streams_app.claims import Claim
@@ -50,7 +50,7 @@ from streams_app.kafka import KafkaAddress
 from streams_app.offsets import Offsets
 from streams_app.registry import Cut, Followed, Follower, Observed
 from streams_app.settings import Settings
-from streams_app.store import BLOCK_CACHE
+from streams_app.store import BLOCK_CACHE, scan
 
 #: At most so many records are in hand, and an anomaly is said at most so long after it was read.
 _CHUNK_RECORDS, _CHUNK_S = 10_000, 0.5
@@ -163,7 +163,7 @@ class DiskMemory:
 
     def scan(self, start: bytes, end: bytes) -> Iterator[tuple[bytes, bytes]]:
         """See `registry.Memory`."""
-        for key, value in self._scan(_OWN + start, _OWN + end):
+        for key, value in scan(self._db, _OWN + start, _OWN + end):
             yield key[1:], value
 
     def drop(self, start: bytes, end: bytes) -> None:
@@ -226,17 +226,8 @@ class DiskMemory:
 
     def _kept(self, number: int) -> list[Anomaly]:
         """Those above ``number``."""
-        found = self._scan(_numbered(number + 1), _numbered(self.meta.number + 1))
+        found = scan(self._db, _numbered(number + 1), _numbered(self.meta.number + 1))
         return [msgspec.json.decode(value, type=Anomaly) for _, value in found]
-
-    def _scan(self, start: bytes, end: bytes) -> Iterator[tuple[bytes, bytes]]:
-        options = ReadOptions()
-        options.set_iterate_upper_bound(end)
-        cursor: Any = self._db.iter(options)
-        cursor.seek(start)
-        while cursor.valid():
-            yield cursor.key(), cursor.value()
-            cursor.next()
 
 
 def _numbered(number: int) -> bytes:

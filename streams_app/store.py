@@ -115,7 +115,7 @@ class Store:
     def items(self) -> Iterator[tuple[bytes, bytes]]:
         """All keys with their stored bytes, in the order of the keys' bytes."""
         with self._disk():
-            for key, value in _scan(self._db, _VALUE, _AFTER_VALUES):
+            for key, value in scan(self._db, _VALUE, _AFTER_VALUES):
                 yield key[1:], value
 
     def publish(self, writes: Mapping[bytes, bytes | None], stale: Iterable[bytes], offset: int | None) -> None:
@@ -170,7 +170,7 @@ class Store:
             return
         until = _TIME + (now_ms - self.expires_ms).to_bytes(TIME_BYTES)
         with self._disk():
-            oldest = [index_key for index_key, _ in islice(_scan(self._db, _TIME, until), limit)]
+            oldest = [index_key for index_key, _ in islice(scan(self._db, _TIME, until), limit)]
         for index_key in oldest:
             key = index_key[1 + TIME_BYTES :]
             stored = self.get(key)
@@ -261,7 +261,8 @@ def _read_checkpoint(db: Rdict) -> Checkpoint | None:
     return Checkpoint(offset, written_ms, stored[_CHECKPOINT_FORMAT.size :].decode())
 
 
-def _scan(db: Rdict, start: bytes, end: bytes) -> Iterator[tuple[bytes, bytes]]:
+def scan(db: Rdict, start: bytes, end: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Keys from ``start`` to before ``end`` with their values, in the order of their bytes."""
     options = ReadOptions()
     options.set_iterate_upper_bound(end)
     cursor: Any = db.iter(options)
@@ -289,7 +290,7 @@ def read_only_copy(path: Path) -> tuple[int | None, dict[bytes, bytes]]:
     db = Rdict(str(path), options=_options(), access_type=AccessType.read_only(False))
     try:
         checkpoint = _read_checkpoint(db)
-        values = {key[1:]: value for key, value in _scan(db, _VALUE, _AFTER_VALUES)}
+        values = {key[1:]: value for key, value in scan(db, _VALUE, _AFTER_VALUES)}
     finally:
         db.close()
     return (checkpoint.offset if checkpoint else None), values
