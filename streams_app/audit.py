@@ -22,8 +22,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias, cast
+from typing import Any, NamedTuple, TypeAlias, TypeVar, cast
 
 import msgspec
 from confluent_kafka import (
@@ -53,7 +54,16 @@ _LATEST = cast(Any, kafka_admin).OffsetSpec.latest()
 
 AT_MOST_ONCE = "at_most_once"
 
-_NO_LEADER = frozenset({KafkaError.LEADER_NOT_AVAILABLE, KafkaError.NOT_LEADER_FOR_PARTITION})
+T = TypeVar("T")
+_NOT_YET = frozenset(
+    {
+        KafkaError.LEADER_NOT_AVAILABLE,
+        KafkaError.NOT_LEADER_FOR_PARTITION,
+        KafkaError.COORDINATOR_NOT_AVAILABLE,
+        KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+        KafkaError.NOT_COORDINATOR,
+    }
+)
 
 _REQUEST_TIMEOUT_S = 10.0
 _NO_PROGRESS_S = 60.0
@@ -501,13 +511,17 @@ class Log:
         return [tp for tp in tps if stable[tp] < ends[tp]]
 
     def _offsets(self, tps: Iterable[TP], spec: Any, isolation: IsolationLevel) -> dict[TP, int]:
-        """As `_list`, after the moment that a topic just created, or moved, takes to have its leaders."""
-        asked, deadline_s = list(tps), time.monotonic() + self._request_timeout_s
+        asked = list(tps)
+        return self._patiently(lambda: self._list(asked, spec, isolation))
+
+    def _patiently(self, ask: Callable[[], T]) -> T:
+        """Ask again for a while: what was just created, or moved, takes a moment to have its leader or coordinator."""
+        deadline_s = time.monotonic() + self._request_timeout_s
         while True:
             try:
-                return self._list(asked, spec, isolation)
+                return ask()
             except KafkaException as error:
-                if error.args[0].code() not in _NO_LEADER or time.monotonic() > deadline_s:
+                if error.args[0].code() not in _NOT_YET or time.monotonic() > deadline_s:
                     raise
             time.sleep(_POLL_S)
 
@@ -534,7 +548,8 @@ class Log:
         if group not in self._groups:
             unstable = {"isolation.level": "read_uncommitted", "enable.auto.commit": False}
             self._groups[group] = Consumer({**self._config, **unstable, "group.id": group})
-        answer = self._groups[group].committed(asked, timeout=self._request_timeout_s)
+        ask = partial(self._groups[group].committed, asked, timeout=self._request_timeout_s)
+        answer = self._patiently(ask)
         return {(each.topic, each.partition): (each.offset, metadata_of(each)) for each in answer if each.offset >= 0}
 
     def read(self, starts: Mapping[TP, int]) -> Iterator[Message]:
