@@ -38,6 +38,7 @@ from faust.types import TP, Message
 from faust.types.windows import WindowRange
 from mode.services import Service
 from mode.supervisors import OneForOneSupervisor
+from mode.threads import QueueServiceThread
 from mode.utils.futures import maybe_async
 
 from streams_app.errors import PartitionsLost, TransactionAborted
@@ -227,7 +228,9 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
         coordinator._do_heartbeat = noted
 
     async def on_thread_stop(self) -> None:
-        await super().on_thread_stop()
+        await QueueServiceThread.on_thread_stop(self)
+        if self._consumer is not None:
+            await end_consumer(self._consumer)
         if not self.app.client_only:
             self.app.slot.member_id = None
 
@@ -363,6 +366,22 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
 
     def verify_event_path(self, now: float, tp: TP) -> None:
         """Faust's watch over its own path of events, which is not ours."""
+
+
+async def end_consumer(consumer: aiokafka.AIOKafkaConsumer) -> None:
+    """Stop a consumer of aiokafka's.
+
+    It cancels its tasks and waits for them: one that had no turn yet, or that waits for a broker that is down, ends its
+    ``stop()`` half-way with a ``CancelledError``, though nobody cancels *us*. mode takes that for the end of a thread and
+    does not tell who waits for it: a worker that was asked to end did so a minute later.
+    """
+    try:
+        await consumer.stop()
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
+        await consumer._client.close()
 
 
 def _messages(records: Mapping[Any, list[Any]], generation: int) -> Iterator[tuple[TP, list[Message]]]:

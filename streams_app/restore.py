@@ -9,7 +9,6 @@ what was applied, never what was merely fetched, becomes a checkpoint.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 
 from streams_app.errors import KafkaUnreachable
+from streams_app.faust_adapter import end_consumer
 from streams_app.store import Restored, Store
 
 TP = tuple[str, int]
@@ -90,9 +90,7 @@ async def _restore(
                     f"restore of {sorted(partitions.values())} made no progress for {_NO_PROGRESS_S:g} s"
                 )
     finally:
-        # aiokafka cancels its tasks and waits for them: one that had no turn yet ends in this. Nobody cancels *us*.
-        with contextlib.suppress(asyncio.CancelledError):
-            await consumer.stop()
+        await end_consumer(consumer)
 
 
 def _apply(store: Store, chunk: Sequence[ConsumerRecord]) -> None:

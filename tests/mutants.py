@@ -256,12 +256,12 @@ MUTANTS = [
         "test_engine.py::test_trouble_that_looks_like_a_cancellation_does_not_end_the_engine",
     ),
     Mutant(
-        "lets a restore that was broken off say that it was cancelled",
+        "lets the end of a consumer say that it was cancelled",
         "cancelled",
-        "restore.py",
-        "        with contextlib.suppress(asyncio.CancelledError):\n            await consumer.stop()\n",
-        "        await consumer.stop()\n",
-        "test_brokers.py::test_a_restore_that_is_over_at_once_says_nothing_of_being_cancelled",
+        "faust_adapter.py",
+        "        if task is not None and task.cancelling():\n            raise\n",
+        "        raise\n",
+        "test_adapter.py::test_a_consumer_ends_though_a_broker_is_down",
     ),
     Mutant(
         "believes librdkafka's time-outs",

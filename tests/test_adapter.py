@@ -26,7 +26,7 @@ from mode.supervisors import SupervisorStrategy
 from mode.utils.queues import ThrowableQueue
 
 from streams_app.errors import PartitionsLost, StreamsAppError, TransactionAborted
-from streams_app.faust_adapter import Assignor, ConsumerThread
+from streams_app.faust_adapter import Assignor, ConsumerThread, end_consumer
 from streams_app.session import Pin
 
 PIN = Pin("group", 3, "member")
@@ -210,3 +210,45 @@ def test_a_commit_of_unknown_outcome_costs_the_membership(answer: object) -> Non
         commit_once(answer)
     coordinator = lost.value.coordinator  # type: ignore[attr-defined]
     assert (coordinator.generation, coordinator.left, len(coordinator.asked)) == (-1, ["member"], 1)
+
+
+class Stopping:
+    """Where aiokafka's consumer stands when a broker is down: one of its tasks, cancelled, ends ``stop()`` half-way."""
+
+    def __init__(self) -> None:
+        self.consumer = aiokafka.AIOKafkaConsumer(bootstrap_servers="127.0.0.1:1")
+        self.closed: list[str] = []
+        self.consumer._fetcher = SimpleNamespace(close=self._close_fetcher)
+        self.consumer._client.close = self._close_client
+
+    async def _close_fetcher(self) -> None:
+        task = asyncio.ensure_future(asyncio.sleep(60))
+        task.cancel()
+        await task
+
+    async def _close_client(self) -> None:
+        self.closed.append("client")
+
+
+def test_a_consumer_ends_though_a_broker_is_down() -> None:
+    """A worker that was asked to end while a broker restarted did so a minute later: its consumer's thread had died."""
+
+    async def end() -> list[str]:
+        stopping = Stopping()
+        await end_consumer(stopping.consumer)
+        return stopping.closed
+
+    assert asyncio.run(end()) == ["client"]
+
+
+def test_who_is_cancelled_while_a_consumer_ends_hears_of_it() -> None:
+    """Else the task that waits for us would wait for ever."""
+
+    async def end() -> bool:
+        task = asyncio.ensure_future(end_consumer(Stopping().consumer))
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait([task])
+        return task.cancelled()
+
+    assert asyncio.run(end())
