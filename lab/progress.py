@@ -11,6 +11,8 @@ from streams_app.inflicted import has_moved
 
 #: Ends of the inputs are remembered that long: nothing may wait longer anyway.
 _REMEMBERED_S = 600.0
+#: What was on its way when a fault struck has arrived after that time.
+_IN_FLIGHT_S = 1.0
 
 
 class Sample(NamedTuple):
@@ -53,16 +55,29 @@ class Progress:
 
 
 class Recovery:
-    """Waits, after a fault struck, until every partition that had work has moved, under each guarantee."""
+    """Waits, after a fault struck, until every partition that had work has moved, under each guarantee.
 
-    def __init__(self, began_s: float, committed: Mapping[str, Mapping[TP, int]]) -> None:
+    ::
+
+        strikes ──> what was under way has landed: offsets of now ──> … ──> all moved on from there
+    """
+
+    def __init__(self, began_s: float) -> None:
         self.began_s = began_s
-        self._before = {guarantee: dict(offsets) for guarantee, offsets in committed.items()}
+        #: Whether no other fault struck or lasted meanwhile: only then the time is that of this fault.
+        self.alone = True
+        self._before: Mapping[str, Mapping[TP, int]] = {}
         #: Seconds by guarantee.
         self.took_s: dict[str, float] = {}
 
-    def take(self, now_s: float, committed: Mapping[str, Mapping[TP, int]], ends: Mapping[TP, int]) -> None:
-        """Look whether work has gone on."""
+    def take(
+        self, asked_s: float, now_s: float, committed: Mapping[str, Mapping[TP, int]], ends: Mapping[TP, int]
+    ) -> None:
+        """Look whether work has gone on, with offsets that were asked for at one time and known at another."""
+        if not self._before:
+            if asked_s > self.began_s + _IN_FLIGHT_S:
+                self._before = {guarantee: dict(offsets) for guarantee, offsets in committed.items()}
+            return
         for guarantee, before in self._before.items():
             if guarantee not in self.took_s and has_moved(before, committed[guarantee], ends):
                 self.took_s[guarantee] = now_s - self.began_s
@@ -70,4 +85,5 @@ class Recovery:
     @property
     def seconds(self) -> float | None:
         """Until work had gone on under all guarantees; None: it has not."""
-        return max(self.took_s.values(), default=None) if self.took_s.keys() == self._before.keys() else None
+        over = self._before and self.took_s.keys() == self._before.keys()
+        return max(self.took_s.values()) if over else None

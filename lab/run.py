@@ -63,6 +63,7 @@ class Options:
     seconds: float = 60.0
     seed: int = 1
     faults: str = "mixed"
+    pauses: str = "short"
     workers: int = 3
     brokers: int = 3
     rate: float = 300.0
@@ -135,7 +136,7 @@ class Lab:
         """
         options = self.options
         kinds = kinds_of(options.faults, options.workers, options.brokers)
-        self._plan = schedule(options.seed, options.seconds, kinds)
+        self._plan = schedule(options.seed, options.seconds, kinds, options.pauses)
         # The lab kills its brokers: never somebody else's.
         own = replace(self.settings, kafka_url=None, topic_replication=min(3, options.brokers))
         with signals_interrupt() as self._interrupts, place_of(own, self._keep, "lab") as place:
@@ -316,12 +317,13 @@ class Lab:
         began_s = self._since()
         strike = Strike(planned, "", began_s)
         self.active.append(strike)
+        recovery = self._expect_recovery()
         try:
             if not fault.strike(self._world, Random(planned.seed)):
                 self.missed.append(planned.kind)
+                self._recoveries.remove(recovery)
                 return
-            strike.victim = fault.victim
-            strike.recovery = self._expect_recovery()
+            strike.victim, strike.recovery = fault.victim, recovery
             self.strikes.append(strike)
             try:
                 self._stop.wait(min(planned.lasts_s, max(0.0, self.options.seconds - self._since())))
@@ -334,7 +336,11 @@ class Lab:
             self.active.remove(strike)
 
     def _expect_recovery(self) -> Recovery:
-        recovery = Recovery(time.monotonic(), {name: dict(each.committed) for name, each in self.progress.items()})
+        recovery = Recovery(time.monotonic())
+        open_ones = [each for each in self._recoveries if each.seconds is None]
+        for each in open_ones:
+            each.alone = False
+        recovery.alone = not open_ones and len(self.active) == 1
         self._recoveries.append(recovery)
         return recovery
 
@@ -381,6 +387,7 @@ class Lab:
             discard(log, "close")
 
     def _measure(self, log: Log) -> None:
+        asked_s = time.monotonic()
         committed = {app.guarantee: self._committed(log, app.app_id, app.inputs) for app in self._workload.apps}
         ends = log.ends([tp for offsets in committed.values() for tp in offsets])
         now_s = time.monotonic()
@@ -389,7 +396,7 @@ class Lab:
             if progress.waiting_s > NO_PROGRESS_S:
                 self.findings.add("no progress", f"{guarantee}: an event waits for {progress.waiting_s:.0f} s")
         for recovery in self._recoveries:
-            recovery.take(now_s, committed, ends)
+            recovery.take(asked_s, now_s, committed, ends)
 
     def _committed(self, log: Log, group: str, topics: Iterable[str]) -> dict[TP, int]:
         tps = [(topic, number) for topic in topics for number in range(self._partitions.get(topic, 0))]

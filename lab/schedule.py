@@ -11,8 +11,9 @@ from streams_app.errors import ConfigurationError
 
 #: Names that stand for several faults.
 MIXED, NONE = "mixed", "none"
-#: Time between the beginnings of two faults, from … to; short ones let faults overlap.
-_GAP_S = (1.0, 7.0)
+#: Time between the beginnings of two faults, from … to, by the name of the option: faults follow at once, overlap, or come
+#: one by one, each when the last one's recovery is over.
+PAUSES_S = {"none": (0.0, 0.2), "short": (1.0, 7.0), "long": (24.0, 30.0)}
 #: One in so many gaps is a calm that lets everything recover: what only heals in peace shows there.
 _CALM_SHARE, _CALM_S = 0.2, 14.0
 #: No fault begins within this time of the end.
@@ -61,16 +62,16 @@ def _why_not(fault: type[Fault], workers: int, brokers: int) -> str | None:
     return None
 
 
-def schedule(seed: int, seconds: float, kinds: Sequence[str]) -> list[Planned]:
+def schedule(seed: int, seconds: float, kinds: Sequence[str], pauses: str = "short") -> list[Planned]:
     """Faults for so many seconds. Every kind comes once before any comes again."""
-    draw = Random(f"schedule {seed}")
+    draw, gap_s = Random(f"schedule {seed}"), PAUSES_S[pauses]
     planned: list[Planned] = []
     hand: list[str] = []
-    at_s = draw.uniform(*_GAP_S)
+    at_s = draw.uniform(*PAUSES_S["short"])
     while kinds and at_s < seconds - _LAST_S:
         hand = hand or draw.sample(list(kinds), len(kinds))
         kind = hand.pop()
         planned.append(Planned(at_s, kind, draw.uniform(*FAULTS[kind].lasts_s), draw.getrandbits(32)))
         calm = draw.random() < _CALM_SHARE
-        at_s += _CALM_S if calm else draw.uniform(*_GAP_S)
+        at_s += max(_CALM_S, gap_s[0]) if calm else draw.uniform(*gap_s)
     return planned

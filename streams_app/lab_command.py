@@ -22,6 +22,13 @@ def register_lab(app: App) -> None:
     @click.option("--seconds", type=click.FloatRange(10, 86_400), default=60, show_default=True, help="Of faults.")
     @click.option("--seed", type=int, default=1, show_default=True, help="The same seed, the same schedule.")
     @click.option("--faults", default="mixed", show_default=True, help="A comma list; `mixed` is all, `none` no fault.")
+    @click.option(
+        "--pauses",
+        type=click.Choice(["none", "short", "long"]),
+        default="short",
+        show_default=True,
+        help="Between faults: none, so short that they overlap, or so long that each is alone.",
+    )
     @click.option("--workers", type=click.IntRange(1, 8), default=3, show_default=True, help="One more may be added.")
     @click.option("--brokers", type=click.Choice(["1", "3"]), default="3", show_default=True)
     @click.option("--rate", type=click.FloatRange(1), default=300, show_default=True, help="Records/s of each input.")
