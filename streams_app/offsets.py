@@ -35,7 +35,7 @@ TP: TypeAlias = tuple[str, int]
 T = TypeVar("T")
 
 _REQUEST_TIMEOUT_S = 10.0
-#: Pending offsets of a live worker are stable again within a commit's time; of a dead one they are not: then fence it.
+#: Pending offsets of a live worker are stable again within a commit's time; only then it is asked who is dead.
 _FENCE_AFTER_S = 0.5
 _STABLE_POLL_S, _STABLE_POLL_EACH_S = 0.5, 0.2
 
@@ -91,7 +91,7 @@ class Offsets:
     ) -> dict[TP, Committed]:
         """The group's offsets of ``partitions``, after all transactions pending on them have ended.
 
-        A transaction that stays pending is a dead worker's: ``fence`` is called once with its transactional id, which
+        A live worker's transaction ends by itself; of a dead one ``fence`` is called once with the transactional id, which
         ends it in a fraction of a second; otherwise the broker ends it when it times out. Never an unstable offset.
 
         Raises:
@@ -101,7 +101,7 @@ class Offsets:
         missing = set(partitions)
         found: dict[TP, Committed] = {}
         started_s = time.monotonic()
-        fenced: set[Owner] = set()
+        fenced: set[str] = set()
         while True:
             found |= self._stable_ones(missing)
             missing -= found.keys()
@@ -113,9 +113,9 @@ class Offsets:
             if waited_s > timeout_s:
                 raise KafkaUnreachable(f"transactions on {sorted(missing)} are still pending after {timeout_s:g} s")
             if waited_s > _FENCE_AFTER_S:
-                for owner in set(self.owners(missing).values()) - fenced:
-                    fenced.add(owner)
-                    fence(owner.transactional_id)
+                for transactional_id in self.dead_owners(missing) - fenced:
+                    fenced.add(transactional_id)
+                    fence(transactional_id)
 
     def _stable_ones(self, partitions: Iterable[TP]) -> dict[TP, Committed]:
         """Those of ``partitions`` whose offsets are stable; librdkafka's time-out does not tell which ones are not."""
@@ -136,14 +136,22 @@ class Offsets:
             stable |= self._stable_ones([tp])
         return stable
 
-    def owners(self, partitions: Iterable[TP] | None = None) -> dict[TP, Owner]:
-        """Who committed the offsets of ``partitions``, or of all that the group has, last, pending or not."""
-        asked = self._all_partitions() if partitions is None else list(partitions)
-        committed = self._committed(self._reader, asked, _REQUEST_TIMEOUT_S)
+    def dead_owners(self, partitions: Iterable[TP]) -> set[str]:
+        """The transactional ids under which ``partitions`` were committed last, pending or not, and no member works now."""
+        owners = self._owners()
+        if not owners.keys() & set(partitions):
+            return set()
+        members = self._members()
+        # A restarted worker has its predecessor's transactional id, and may have claimed partitions with it already.
+        living = {owner.transactional_id for owner in owners.values() if owner.member_id in members}
+        ours = [owners[tp] for tp in partitions if tp in owners]
+        return {owner.transactional_id for owner in ours if owner.member_id not in members} - living
+
+    def _owners(self) -> dict[TP, Owner]:
+        committed = self._committed(self._reader, self._all_partitions(), _REQUEST_TIMEOUT_S)
         return {tp: each.owner for tp, each in committed.items() if each.owner is not None}
 
-    def members(self) -> set[str]:
-        """The ids of the group's live members."""
+    def _members(self) -> set[str]:
         [future] = self._admin.describe_consumer_groups([self._group_id], request_timeout=_REQUEST_TIMEOUT_S).values()
         return {member.member_id for member in _result(future).members}
 

@@ -356,6 +356,8 @@ class _BeforeEnd:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _traceback: object) -> None:
         if error is None:
             return
+        if isinstance(error, SystemError) and isinstance(error.__cause__, KafkaException):
+            error = error.__cause__  # after a fatal error the next of our functions that it calls gets the blame
         self._session._break(error)
         if isinstance(error, TransactionAborted):
             return

@@ -81,15 +81,7 @@ class Start:
         Their pending offsets would be noticed, and waited for. But a worker can die before it has sent offsets: then its
         outputs and changelog records hold up every reader behind them until the broker times the transaction out.
         """
-        owners = self._offsets.owners()
-        if not owners.keys() & set(inputs):
-            return
-        members = self._offsets.members()
-        # A restarted worker has its predecessor's transactional id, and may have claimed partitions with it already.
-        living = {owner.transactional_id for owner in owners.values() if owner.member_id in members}
-        ours = [owners[tp] for tp in inputs if tp in owners]
-        dead = {owner.transactional_id for owner in ours if owner.member_id not in members}
-        for transactional_id in dead - living:
+        for transactional_id in self._offsets.dead_owners(inputs):
             self._guarantee.fence(transactional_id)
 
     def _resolve(

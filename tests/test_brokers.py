@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Iterator
@@ -79,7 +80,8 @@ class Corner:
             session.close()
         for store in self.stores:
             store.close()
-        self.consumer.close()
+        with contextlib.suppress(RuntimeError):  # closed already
+            self.consumer.close()
 
 
 @pytest.fixture
@@ -95,10 +97,20 @@ def test_a_pending_offset_is_waited_for(corner: Corner) -> None:
     session = corner.session(f"{corner.name}-live")
     session.begin()
     session.send_offsets([Consumed(*corner.input, 5)], pin)
-    timer = threading.Timer(0.3, session.end)
-    timer.start()
-    stable = corner.offsets.stable([corner.input], lambda transactional_id: None)
-    timer.join()
+    ending = threading.Thread(target=session.end)
+    asked = 0
+
+    def ask() -> bool:
+        nonlocal asked
+        asked += 1
+        if asked == 4:
+            ending.start()
+        return False
+
+    fenced: list[str] = []
+    stable = corner.offsets.stable([corner.input], fenced.append, ask)
+    ending.join()
+    assert fenced == [], "a live worker on a slow machine, which then had to start its partitions anew"
     assert stable[corner.input].offset == 5
     assert stable[corner.input].owner == Owner(f"{corner.name}-live", pin.member_id)
 
@@ -112,6 +124,7 @@ def test_the_transaction_of_a_dead_worker_is_fenced_by_the_name_on_its_last_offs
     dead.end()
     dead.begin()
     dead.send_offsets([Consumed(*corner.input, 5)], pin)
+    corner.consumer.close()
     own = corner.exactly_once("own")
     fenced: list[str] = []
 

@@ -168,6 +168,16 @@ def test_an_open_that_fails_leaves_the_session_broken() -> None:
     assert len(made) == made_before
 
 
+def test_a_fence_is_noticed_where_another_callback_gets_the_blame() -> None:
+    """confluent-kafka raises a fatal error in the next function of ours that it calls."""
+    blamed = SystemError("<function Written.on_delivery> returned a result with an exception set")
+    blamed.__cause__ = kafka_error(KafkaError._FENCED, fatal=True)
+    session, _ = opened({"flush": blamed})
+    with pytest.raises(TransactionAborted, match="_FENCED"):
+        run(session)
+    assert session.fenced
+
+
 def test_a_fence_is_noticed() -> None:
     """Twice within a minute it means that the slot was copied: then another name is needed."""
     session, _ = opened({"end": kafka_error(KafkaError._FENCED, fatal=True)})
