@@ -9,27 +9,20 @@ then through 1,000 events/s (latency). Every output is counted afterwards.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.common import (
-    Run,
-    Spread,
-    committed_values,
-    drain,
-    entries,
-    missing_and_repeated,
-    own_broker,
-    ratios,
-    rotated,
-    write_json,
-)
+from benchmarks.entries import Entries, missing_and_repeated
+from benchmarks.figures import Spread, ratios, rotated
 from benchmarks.latency import latency
+from benchmarks.machine import write_json
+from benchmarks.progress import Progress
+from benchmarks.run import Run, own_broker
 from streams_app.embedded import EmbeddedKafka
 from streams_app.supervisor import Supervisor
 
 RATE = 1_000
+_ACCOUNTS = 10_000
 BASE = "exactly once"
 #: Name to environment.
 CONTENDERS = {
@@ -72,12 +65,11 @@ def main() -> None:
     options = parser.parse_args()
     rounds, events, seconds = (1, 100_000, 5.0) if options.quick else (options.rounds, 200_000, 10.0)
     found: dict[str, list[Outcome]] = {name: [] for name in CONTENDERS}
-    records = list(entries(events))
     with own_broker() as (kafka, folder):
-        measure(BASE, kafka, folder, records[:20_000], 1.0)  # does not count: a new broker is slow
+        measure(BASE, kafka, folder, 20_000, 1.0)  # does not count: a new broker is slow
         for number in range(rounds):
             for name in rotated(list(CONTENDERS), number):
-                outcome = measure(name, kafka, folder, records, seconds)
+                outcome = measure(name, kafka, folder, events, seconds)
                 found[name].append(outcome)
                 print(
                     f"round {number + 1}: {name}: {outcome.events_per_s:,.0f} events/s, p50 {outcome.p50_ms:.0f} ms, "
@@ -90,29 +82,29 @@ def main() -> None:
     write_json(options.json, {"runs": runs, "by_exactly_once": by_base})
 
 
-def measure(
-    name: str, kafka: EmbeddedKafka, folder: Path, records: Sequence[tuple[bytes, bytes]], seconds: float
-) -> Outcome:
+def measure(name: str, kafka: EmbeddedKafka, folder: Path, events: int, seconds: float) -> Outcome:
     """Throughput first, then ``seconds`` of latency, on the same worker."""
     run = Run(kafka, folder)
     run.create_topics("entries", "outputs")
-    run.fill("entries", records)
+    run.fill("entries", Entries(events, _ACCOUNTS).records())
     before_bytes = run.log_bytes(but="entries")
     worker = run.worker("bench", "benchmarks.bare_ours", **CONTENDERS[name])
     with Supervisor([worker]) as supervisor:
         supervisor.start()
-        drained = drain(run, worker, "bench-ours", ["entries"], len(records))
+        drained = Progress(run, [worker], "bench-ours", ["entries"], ["outputs"]).drain(events).figures
         log_bytes = run.log_bytes(but="entries") - before_bytes
-        steady = latency(run, worker, rate=RATE, seconds=seconds, first=len(records))
+        steady = latency(run, worker, rate=RATE, seconds=seconds, first=events)
     # At most once commits first: only now is it certain that nothing is in hand.
-    missing, repeated = missing_and_repeated(committed_values(run, "outputs"), len(records) + steady.sent)
+    values = (value for _, value in run.committed("outputs"))
+    missing, repeated = missing_and_repeated(values, Entries(events + steady.sent, _ACCOUNTS))
+    run.delete()
     return Outcome(
-        drained.events / drained.seconds,
+        drained["events_per_s"],
         steady.p50_ms,
         steady.p99_ms,
-        1e6 * drained.worker_cpu_s / drained.events,
-        1e6 * drained.broker_cpu_s / drained.events,
-        log_bytes / len(records),
+        drained["worker_us"],
+        drained["broker_us"],
+        log_bytes / events,
         missing,
         repeated,
     )

@@ -7,14 +7,15 @@ bursts of a few milliseconds, and wait for nobody: a worker that falls behind fi
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-from confluent_kafka import OFFSET_END, KafkaException, TopicPartition
+from confluent_kafka import OFFSET_END, KafkaException
 
-from benchmarks.common import PARTITIONS, Run, entries
+from benchmarks.entries import Entries
+from benchmarks.figures import percentile
+from benchmarks.run import Run
 from streams_app.supervisor import WorkerProcess
 
 _WARM_UP_S = 3.0
@@ -22,6 +23,7 @@ _WARM_UP_S = 3.0
 _TICK_S = 0.002
 #: For outputs that are late, before they count as missing.
 _LATE_S = 30.0
+_ACCOUNTS = 10_000
 
 
 class Latency(NamedTuple):
@@ -29,6 +31,7 @@ class Latency(NamedTuple):
 
     p50_ms: float
     p99_ms: float
+    p999_ms: float
     sent: int
     missing: int
     repeated: int
@@ -47,7 +50,7 @@ def latency(
 
     ``meanwhile`` is called at every tick with the time since the end of the warm-up, which is below zero before it.
     """
-    records = list(entries(int(rate * (_WARM_UP_S + seconds)), first))
+    records = list(Entries(int(rate * (_WARM_UP_S + seconds)), _ACCOUNTS, first).records())
     warm_up = int(rate * _WARM_UP_S)
     sent_s: list[float] = []
     took_s: dict[int, float] = {}
@@ -56,7 +59,10 @@ def latency(
     producer.list_topics(timeout=10)
     consumer = run.reader("latency")
     try:
-        consumer.assign([TopicPartition(f"{run.prefix}outputs", p, OFFSET_END) for p in range(PARTITIONS)])
+        outputs_from = run.partitions_of("outputs")
+        for tp in outputs_from:
+            tp.offset = OFFSET_END
+        consumer.assign(outputs_from)
         consumer.poll(1.0)
         started_s = time.perf_counter()
         until_s = started_s + _WARM_UP_S + seconds + _LATE_S
@@ -85,10 +91,5 @@ def latency(
     counted = sorted(took for number, took in took_s.items() if number >= warm_up)
     if not counted:
         raise SystemExit(f"{worker.name} gave no output in time:\n{worker.last_lines()}")
-    p50_ms, p99_ms = (1000 * percentile(counted, share) for share in (0.5, 0.99))
-    return Latency(p50_ms, p99_ms, len(sent_s), len(sent_s) - len(took_s), repeated)
-
-
-def percentile(ordered: list[float], share: float) -> float:
-    """The smallest figure that ``share`` of them do not exceed."""
-    return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
+    p50_ms, p99_ms, p999_ms = (1000 * percentile(counted, share) for share in (0.5, 0.99, 0.999))
+    return Latency(p50_ms, p99_ms, p999_ms, len(sent_s), len(sent_s) - len(took_s), repeated)

@@ -14,8 +14,11 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.common import Run, Spread, own_broker, ratios, rotated, wait_until, write_json
+from benchmarks.figures import Spread, ratios, rotated
 from benchmarks.latency import Latency, latency
+from benchmarks.machine import write_json
+from benchmarks.progress import wait_until
+from benchmarks.run import Run, own_broker
 from streams_app.embedded import EmbeddedKafka
 from streams_app.supervisor import Supervisor, WorkerProcess
 
