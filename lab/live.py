@@ -21,8 +21,8 @@ _CHUNK_RECORDS, _POLL_S = 5_000, 0.2
 class LiveReader:
     """Reads topics as they grow, in a thread; keeps of each record its offset and a checksum (12 bytes)."""
 
-    def __init__(self, address: KafkaAddress, tps: Iterable[TP]) -> None:
-        self.seen = Seen()
+    def __init__(self, address: KafkaAddress, tps: Iterable[TP], findings: Findings) -> None:
+        self.seen = Seen(findings)
         self._consumer = Consumer(
             {
                 **address.librdkafka(),
@@ -79,10 +79,10 @@ class LiveReader:
 class Seen:
     """What a reader saw, record by record."""
 
-    def __init__(self) -> None:
+    def __init__(self, findings: Findings) -> None:
         self._offsets: dict[TP, array[int]] = defaultdict(lambda: array("Q"))
         self._checksums: dict[TP, array[int]] = defaultdict(lambda: array("L"))
-        self.findings = Findings()
+        self.findings = findings
 
     def take(self, message: Message) -> None:
         """Take note of a record."""

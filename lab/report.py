@@ -11,18 +11,20 @@ from typing import Any
 
 from rich.table import Table
 
+from lab.hunt import Hunt
+from lab.outcome import Outcome, Strike
 from lab.progress import Progress
-from lab.run import Outcome, Strike
 
 _WIDTH, _LEFT, _RIGHT = 1000, 150, 20
 _LANE, _CHART = 18, 120
 _COLOURS = {"exactly_once": "#2b6cb0", "at_least_once": "#b7791f", "at_most_once": "#2f855a"}
 
 
-def document(outcome: Outcome) -> dict[str, Any]:
+def document(outcome: Outcome, hunt: Hunt | None = None) -> dict[str, Any]:
     """As plain values."""
     options = outcome.options
     return {
+        **({"mutant": hunt.document()} if hunt else {}),
         "good": outcome.good,
         "options": vars(options),
         "anomalies": [vars(each) for each in outcome.anomalies],
@@ -73,12 +75,12 @@ def _times(took: list[tuple[float, float]]) -> dict[str, float]:
     }
 
 
-def write(outcome: Outcome, folder: Path) -> Path:
+def write(outcome: Outcome, folder: Path, hunt: Hunt | None = None) -> Path:
     """``report.html`` and ``report.json``; gives the path of the first."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "report.json").write_text(json.dumps(document(outcome), indent=1))
+    (folder / "report.json").write_text(json.dumps(document(outcome, hunt), indent=1))
     path = folder / "report.html"
-    path.write_text(page(outcome))
+    path.write_text(page(outcome, hunt))
     return path
 
 
@@ -102,21 +104,40 @@ def table(outcome: Outcome) -> Table:
             shown.add_row(guarantee.replace("_", " "), name, str(figure), "")
     shown.add_section()
     for kind, times in recoveries(outcome.strikes).items():
-        said = f"{times['after_strike_median']:.1f} s after the strike, {times['after_heal_median']:.1f} s after the heal"
+        said = (
+            f"{times['after_strike_median']:.1f} s after the strike, {times['after_heal_median']:.1f} s after the heal"
+        )
         shown.add_row("fault", kind, f"{times['count']:.0f}× alone", f"work went on {said} (medians)")
     return shown
+
+
+def hunts_table(hunts: Iterable[Hunt]) -> Table:
+    """Which mutants were caught, by what, and after how long."""
+    shown = Table(title="mutants of the engine")
+    for column in ("mutant", "trap", "faults", "caught by", "after"):
+        shown.add_column(column, overflow="fold")
+    for each in hunts:
+        found = each.anomaly
+        caught = f"[green]{found.name}[/] ({found.found_by})" if found else "[bold red]nobody[/]"
+        shown.add_row(each.mutant.name, each.mutant.trap, each.rounds[-1].options.faults, caught, _after(each))
+    return shown
+
+
+def _after(hunt: Hunt) -> str:
+    return f"{hunt.seconds:.0f} s, {hunt.faults} fault{'' if hunt.faults == 1 else 's'}"
 
 
 # --- HTML ------------------------------------------------------------------------------------------------------------
 
 
-def page(outcome: Outcome) -> str:
+def page(outcome: Outcome, hunt: Hunt | None = None) -> str:
     """The whole page."""
     options = outcome.options
     verdict = "nothing was found" if outcome.good else f"{len(outcome.anomalies)} kinds of anomalies were found"
     what = f"{options.seconds:g} s, {options.workers} workers, {options.brokers} brokers, {options.rate:g}/s per input"
     parts = [
         f"<h1 class={'good' if outcome.good else 'bad'}>{html.escape(verdict)}</h1>",
+        _hunt(hunt) if hunt else "",
         f"<p>Seed {options.seed}, faults <i>{html.escape(options.faults)}</i>, engine {options.engine}: {what}.</p>",
         _anomalies(outcome),
         "<h2>What struck, and what it did to the work</h2>",
@@ -126,6 +147,13 @@ def page(outcome: Outcome) -> str:
         _strikes(outcome),
     ]
     return _PAGE.replace("{body}", "\n".join(parts))
+
+
+def _hunt(hunt: Hunt) -> str:
+    trap = f" (trap {hunt.mutant.trap})" if hunt.mutant.trap else ""
+    caught = f"“{hunt.anomaly.name}” showed it, after" if hunt.anomaly else "nobody noticed in"
+    said = f"The engine was broken on purpose: it {hunt.mutant.name}{trap}; {caught} {_after(hunt)}."
+    return f"<p><b>{html.escape(said)}</b></p>"
 
 
 def _anomalies(outcome: Outcome) -> str:

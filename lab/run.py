@@ -4,6 +4,8 @@
 
     Kafka, wires ──> workers start ──> input flows, faults strike and are healed ──> all healed, drained ──> checked, reported
 
+With a mutant (mutants.py) the workers run broken code, and the first anomaly ends the run.
+
 The supervisor part is here: who ended without having been ended is started again, as a process manager does, and told.
 Everything that is started here is ended here.
 """
@@ -16,29 +18,31 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from pathlib import Path
 from random import Random
 from threading import Event
 from typing import TYPE_CHECKING
 
 from confluent_kafka import KafkaException
 
-from lab.checker import Anomaly, of_findings, of_report
+from lab.checker import DRAIN_TIMEOUT_S, Anomaly, Checker
 from lab.faults import FAULTS, Fault
-from lab.live import LiveReader
 from lab.logs import last_error, lines_around, moment
+from lab.mutants import mutant
+from lab.outcome import Options, Outcome, Strike
 from lab.progress import Progress, Recovery
 from lab.schedule import Planned, kinds_of, schedule
 from lab.wire import Wire
-from lab.workload import OURS, workload_of
+from lab.workload import STOCK, workload_of
 from lab.world import World
-from streams_app.audit import TP, Log, Report, audit
+from streams_app.audit import TP, Log
 from streams_app.deadlines import discard
 from streams_app.demo_place import Place, place_of
 from streams_app.embedded import EmbeddedKafka, free_port
 from streams_app.generate import Feed, Plan
 from streams_app.kafka import KafkaAddress
-from streams_app.registry import Findings
+from streams_app.provision import create_topics
 from streams_app.supervisor import Interrupts, Supervisor, WorkerError, WorkerProcess, signals_interrupt
 
 if TYPE_CHECKING:
@@ -48,62 +52,11 @@ _TICK_S = 0.25
 #: A broker that is down is asked anew after that long.
 _LOOK_TIMEOUT_S = 2.0
 _START_TIMEOUT_S = 120.0
-_DRAIN_TIMEOUT_S = 120.0
 #: An event that waits for longer, whatever faults strike, has been forgotten: the longest fault and its recovery take less.
 NO_PROGRESS_S = 90.0
 #: Two faults may overlap, or three: more at a time only hide each other.
 _MOST_FAULTS = 3
 _KEYS = 200
-
-
-@dataclass(frozen=True)
-class Options:
-    """What the user asked for; ``rate`` in records per second and input."""
-
-    seconds: float = 60.0
-    seed: int = 1
-    faults: str = "mixed"
-    pauses: str = "short"
-    workers: int = 3
-    brokers: int = 3
-    rate: float = 300.0
-    engine: str = OURS
-    workload: str = "agents"
-
-
-@dataclass
-class Strike:
-    """One fault that struck; times in seconds since the input began."""
-
-    planned: Planned
-    victim: str
-    at_s: float
-    healed_s: float | None = None
-    recovery: Recovery | None = None
-
-
-@dataclass
-class Outcome:
-    """What a run came to."""
-
-    options: Options
-    strikes: list[Strike]
-    #: Faults that found nothing to hurt.
-    missed: list[str]
-    anomalies: list[Anomaly]
-    progress: dict[str, Progress]
-    report: Report | None
-    seconds: float
-    written: dict[str, int]
-    #: What the workers said around the events that show an anomaly, by its name.
-    log_lines: dict[str, list[str]]
-    #: What is left to look into; None: nothing is.
-    kept: str | None = None
-
-    @property
-    def good(self) -> bool:
-        """Whether nothing was found."""
-        return not self.anomalies
 
 
 class Lab:
@@ -118,7 +71,8 @@ class Lab:
         self.strikes: list[Strike] = []
         self.active: list[Strike] = []
         self.missed: list[str] = []
-        self.findings = Findings()
+        #: How much was found so far.
+        self.found = 0
         self.progress: dict[str, Progress] = {}
         self.workers: list[WorkerProcess] = []
         self._on_change = on_change
@@ -144,7 +98,7 @@ class Lab:
             with contextlib.ExitStack() as held:
                 outcome = self._in(place, held)
                 held.callback(self._interrupts.ignore_further)
-            place.keep = not outcome.good
+            place.keep = not outcome.good and not options.mutant
         outcome.kept = self._kept
         return outcome
 
@@ -164,7 +118,10 @@ class Lab:
         )
         self._address = KafkaAddress.parse(kafka.url)
         self.settings = replace(self.settings, kafka_url=kafka.url)
+        self._code = self._broken_code(place.folder / "checkout") if options.mutant else None
         self._workload = workload_of(self.app, options.engine, options.workload, self.settings)
+        if self._workload.topics:
+            create_topics(self._address, self._workload.topics)
         names = [f"lab-{number}" for number in range(1, most + 1)]
         wires = {name: held.enter_context(Wire(list(ports))) for name, ports in zip(names, kafka.wires, strict=True)}
         self.workers = [self._worker(name, wires[name].url) for name in names]
@@ -184,7 +141,8 @@ class Lab:
         held.callback(self._wake_all)
         self._log = Log(self._address)
         held.callback(self._log.close)
-        threads = held.enter_context(ThreadPoolExecutor(_MOST_FAULTS + len(self._workload.inputs) + 2, "lab"))
+        self.checker = Checker(self._address, settings, self._workload, self._log, self._since)
+        threads = held.enter_context(ThreadPoolExecutor(_MOST_FAULTS + len(self._workload.inputs) + 3, "lab"))
         held.callback(self._stop.set)
         held.callback(self._ended.set)
         self._start_workers()
@@ -192,15 +150,22 @@ class Lab:
 
     def _worker(self, name: str, url: str) -> WorkerProcess:
         settings = self.settings
+        # Stock Faust knows no slots: workers on one machine must each have a folder of their own.
+        datadir = settings.datadir / name if self.options.engine == STOCK else settings.datadir
         env = {
             "KAFKA_URL": url,
             "KAFKA_PREFIX": settings.kafka_prefix,
-            "STREAMS_APP_DATADIR": str(settings.datadir),
+            "STREAMS_APP_DATADIR": str(datadir),
             "STREAMS_APP_SLOT": name,
             "STREAMS_APP_TOPIC_REPLICATION": str(settings.topic_replication),
         }
         arguments = ["-A", self._workload.module, "worker", "-l", "info", "--without-web"]
-        return WorkerProcess(name, "faust", arguments, settings.datadir / f"{name}.log", env)
+        return WorkerProcess(name, "faust", arguments, settings.datadir / f"{name}.log", env, self._code)
+
+    def _broken_code(self, folder: Path) -> Path:
+        """A copy of the checkout for the workers; the lab itself, its checks too, goes on with unbroken code."""
+        mutant(self.options.mutant).copy(folder)
+        return folder
 
     def _start_workers(self) -> None:
         self._say("starting workers")
@@ -226,26 +191,20 @@ class Lab:
             for name in workload.inputs
         ]
         self._feeding = [threads.submit(feed.run, self._stop) for feed in feeds]
-        live = LiveReader(self._address, self._outputs())
-        held.callback(live.close)
-        live.start()
+        self.checker.start(threads)
+        held.callback(self.checker.close)
         self.progress = {app.guarantee: Progress() for app in workload.apps}
         self._partitions = self._log.partitions()
         self._measuring = threads.submit(self._measure_on)
         striking = self._strike_on_schedule(threads)
-        drained = self._drain(threads)
-        self._say("checking")
-        report = self._audit()
-        self._compare(live)
+        if not self._drain() and not self._is_caught():
+            self.checker.run.add("no progress", f"not drained within {DRAIN_TIMEOUT_S:g} s")
+        report, anomalies = None, self.checker.seen()
+        if not self._is_caught():
+            self._say("checking")
+            report, anomalies = self.checker.judge()
         for fault in striking:
             fault.result()
-        anomalies = [
-            *of_report(report),
-            *of_findings("the run", self.findings.list()),
-            *of_findings("the reader", live.seen.findings.list()),
-        ]
-        if not drained and not anomalies:
-            anomalies.append(Anomaly("no progress", "the run", 1, [f"not drained within {_DRAIN_TIMEOUT_S:g} s"]))
         written = {feed.plan.name: feed.acknowledged for feed in feeds}
         return Outcome(
             options,
@@ -259,37 +218,32 @@ class Lab:
             self._log_lines(anomalies),
         )
 
-    def _outputs(self) -> list[TP]:
-        """All topics of the run, changelogs too, with their partitions."""
-        prefix = self.settings.kafka_prefix
-        inputs = {topic for app in self._workload.apps for topic in app.inputs}
-        return [
-            (topic, partition)
-            for topic, count in self._log.partitions().items()
-            for partition in range(count)
-            if topic.startswith(prefix) and not topic.startswith("__") and topic not in inputs
-        ]
-
     def _strike_on_schedule(self, threads: ThreadPoolExecutor) -> list[Future[None]]:
         self._started_s = time.monotonic()
         due, striking = deque(self._plan), []
-        while self._since() < self.options.seconds:
+        while self._since() < self.options.seconds and not self._is_caught():
             if due and self._since() >= due[0].at_s and len(self.active) < _MOST_FAULTS:
                 striking.append(threads.submit(self._carry_out, due.popleft()))
             self._tick()
+        if self._is_caught():
+            self._stop.set()
         self._say("healing")
         while not all(fault.done() for fault in striking):
             self._tick()
         return striking
 
-    def _drain(self, threads: ThreadPoolExecutor) -> bool:
+    def _is_caught(self) -> bool:
+        """Whether a mutant was noticed: one anomaly is enough."""
+        return bool(self.options.mutant and self.checker.seen())
+
+    def _drain(self) -> bool:
         """Heal all, and let the workers work off what is left; whether they did."""
         self._say("waiting until all input is processed")
         self._stop.set()
         for wire in self._world.wires.values():
             wire.heal()
-        deadline_s, written = time.monotonic() + _DRAIN_TIMEOUT_S, 0
-        while time.monotonic() < deadline_s:
+        deadline_s, written = time.monotonic() + DRAIN_TIMEOUT_S, 0
+        while time.monotonic() < deadline_s and not self._is_caught():
             self._tick()
             # Two looks after all was written: the first may have begun before.
             looks = min((len(each.samples) for each in self.progress.values()), default=0)
@@ -298,16 +252,6 @@ class Lab:
             elif looks > written + 1 and not any(each.waiting_s for each in self.progress.values()):
                 return True
         return False
-
-    def _audit(self) -> Report:
-        settings, workload = self.settings, self._workload
-        return audit(self._address, settings, workload.apps, workload.checks, wait_s=_DRAIN_TIMEOUT_S)
-
-    def _compare(self, live: LiveReader) -> None:
-        tps = self._outputs()
-        live.read_to(self._log.stable_ends(tps), _DRAIN_TIMEOUT_S)
-        for tp in tps:
-            live.seen.compare(tp, self._log.read({tp: 0}))
 
     # -- Faults.
 
@@ -331,7 +275,7 @@ class Lab:
                 fault.heal(self._world)
                 strike.healed_s = self._since()
         except WorkerError as error:
-            self.findings.add("worker ended", f"{planned.kind}: {error}")
+            self.checker.run.add("worker ended", f"{planned.kind}: {error}")
         finally:
             self.active.remove(strike)
 
@@ -347,7 +291,7 @@ class Lab:
     # -- Again and again.
 
     def _since(self) -> float:
-        return time.monotonic() - self._started_s
+        return time.monotonic() - self._started_s if self._started_s else 0.0
 
     def _tick(self) -> None:
         begun_s = time.monotonic()
@@ -357,6 +301,8 @@ class Lab:
                 feed.result()
         if self._measuring.done():
             self._measuring.result()
+        self.checker.look()
+        self.found = sum(each.count for each in self.checker.seen())
         self.elapsed_s = self._since()
         self._on_change(self)
         self._interrupts.check()
@@ -368,7 +314,7 @@ class Lab:
             if worker.pid is not None and not worker.alive and worker.name not in self._world.down:
                 if worker.name not in self._world.frail:
                     said = f"{worker.name}, exit code {worker.exit_code}: {last_error(worker.log)}"
-                    self.findings.add("worker ended", said)
+                    self.checker.run.add("worker ended", said)
                 self._world.frail.discard(worker.name)
                 worker.start()
 
@@ -394,7 +340,7 @@ class Lab:
         for guarantee, progress in self.progress.items():
             progress.take(now_s - self._started_s, committed[guarantee], ends)
             if progress.waiting_s > NO_PROGRESS_S:
-                self.findings.add("no progress", f"{guarantee}: an event waits for {progress.waiting_s:.0f} s")
+                self.checker.run.add("no progress", f"{guarantee}: an event waits for {progress.waiting_s:.0f} s")
         for recovery in self._recoveries:
             recovery.take(asked_s, now_s, committed, ends)
 

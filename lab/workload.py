@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from streams_app.audit import AuditedApp, AuditedTable
 from streams_app.demo import audited_as
 from streams_app.errors import ConfigurationError
+from streams_app.provision import TopicSpec
 from streams_app.registry import Check, Facts, Observed, Record, checks, generator, generators
 from streams_app.settings import Settings
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from streams_app.application import App
 
 OURS, STOCK = "ours", "stock"
-_BARE = "lab-bare"
+_BARE, _PARTITIONS = "lab-bare", 4
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,8 @@ class Workload:
     checks: Mapping[str, type[Check]]
     #: Says in a worker's log that an assignment is at work; once for each app.
     at_work: str
+    #: What the workers do not create themselves.
+    topics: Sequence[TopicSpec] = ()
 
 
 def agents(app: App, prefix: str) -> Workload:
@@ -54,15 +57,16 @@ def agents(app: App, prefix: str) -> Workload:
     return Workload("streams_app", apps, inputs, checks(), "partitions started")
 
 
-def bare(engine: str, prefix: str) -> Workload:
+def bare(engine: str, prefix: str, replication: int) -> Workload:
     """Read an entry, update the balance of its account, write one output."""
     app_id = f"{prefix}bench-{engine}"
     ours = engine == OURS
     # Stock Faust's table has another format on disk, and none that we could read while it runs.
     tables = (AuditedTable("balances", f"{app_id}-balances-changelog", expires=False),) if ours else ()
     app = AuditedApp(app_id, (f"{prefix}entries",), tables, "exactly_once")
-    at_work = "partitions started" if ours else "Seek started"
-    return Workload(f"benchmarks.bare_{engine}", [app], [_BARE], {"bare": BareCheck}, at_work)
+    at_work = "partitions started" if ours else "Worker ready"
+    topics = [TopicSpec(f"{prefix}{name}", _PARTITIONS, replication, {}) for name in ("entries", "outputs")]
+    return Workload(f"benchmarks.bare_{engine}", [app], [_BARE], {"bare": BareCheck}, at_work, topics)
 
 
 @generator(_BARE, topic="entries")
@@ -126,5 +130,5 @@ def workload_of(app: App, engine: str, name: str, settings: Settings) -> Workloa
         ConfigurationError: stock Faust cannot run the agents of this checkout.
     """
     if engine == STOCK or name == "bare":
-        return bare(engine, settings.kafka_prefix)
+        return bare(engine, settings.kafka_prefix, settings.topic_replication)
     return agents(app, settings.kafka_prefix)

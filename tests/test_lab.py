@@ -11,13 +11,15 @@ from typing import Any, cast
 
 import pytest
 
-from lab.checker import named, of_findings
+from lab.checker import Anomaly, Sightings, named, of_findings, of_sightings, told_once
 from lab.faults import FAULTS
+from lab.hunt import MOST_ROUNDS, hunt, options_for
 from lab.live import Seen
 from lab.logs import lines_around
+from lab.mutants import Mutant, UnderFaults
+from lab.outcome import Options, Outcome, Strike
 from lab.progress import Progress, Recovery
-from lab.report import document, page, recoveries
-from lab.run import Options, Outcome, Strike
+from lab.report import document, hunts_table, page, recoveries
 from lab.schedule import Planned, kinds_of, schedule
 from lab.world import java_hash
 from streams_app.errors import ConfigurationError
@@ -92,6 +94,8 @@ def test_findings_get_the_names_that_jepsen_gave_them() -> None:
     assert named("lost debit") == "torn leg"
     assert named("table differs") == "table ≠ changelog"
     assert named("unbalanced") == "money moved"
+    assert named("vanished") == "money moved"
+    assert named("torn") == "torn leg"
     findings = Findings()
     findings.add("phantom output", "here")
     [anomaly] = of_findings("a check", findings.list())
@@ -135,7 +139,7 @@ def test_what_a_reader_saw_during_the_run_must_be_there_at_the_end(
     final: list[tuple[int, bytes]], found: list[str]
 ) -> None:
     """A committed read that is taken back is the worst that a stream can do to those who act on it."""
-    seen = Seen()
+    seen = Seen(Findings())
     for at, content in ((0, b"a"), (2, b"b")):
         seen.take(cast(Any, Message(at=at, content=content)))
     seen.compare(TP, [cast(Any, Message(at=at, content=content)) for at, content in final])
@@ -176,3 +180,60 @@ def test_log_lines_around_a_moment_are_in_the_order_of_their_times(tmp_path: Pat
 def test_documents_are_plain_values() -> None:
     outcome = Outcome(Options(), [], [], [], {}, None, 1.0, {}, {})
     assert json.loads(json.dumps(document(outcome)))["good"]
+
+
+def test_what_was_seen_during_the_run_and_found_by_the_audit_is_told_once() -> None:
+    """With the whole of it from the audit, and the time at which it was seen."""
+    sightings = Sightings(lambda: 7.5)
+    sightings.add("torn", "one leg")
+    sightings.add("repeated", "an id")
+    audited = of_findings("check ledger", [*legs().list()], "exactly_once")
+    told = told_once(of_sightings("follower ledger", sightings, "exactly_once"), audited)
+    assert [(each.name, each.found_by, each.found_s) for each in told] == [
+        ("torn leg", "check ledger: lost debit", 7.5),
+        ("duplicate", "follower ledger: repeated", 7.5),
+    ]
+
+
+def legs() -> Findings:
+    """What the audit finds of a torn leg."""
+    findings = Findings()
+    findings.add("lost debit", "of a transfer", 3)
+    return findings
+
+
+MUTANT = Mutant("sleeps", "5", "some.py", "work()", "sleep()", lab=UnderFaults("kill", seconds=20.0, workers=3))
+
+
+def round_of(options: Options, *anomalies: Anomaly) -> Outcome:
+    """A round of 30 s, in which faults struck at 5 s and at 15 s."""
+    strikes = [Strike(Planned(at_s, "kill", 1.0, 0), "lab-1", at_s) for at_s in (5.0, 15.0)]
+    return Outcome(options, strikes, [], list(anomalies), {}, None, 30.0, {}, {})
+
+
+def test_a_mutant_is_hunted_with_its_own_faults_from_seed_to_seed_until_it_is_caught() -> None:
+    """The report says what showed it, after how long and how many faults: of all rounds."""
+    options = options_for(MUTANT, {"seed": 4, "workers": 2})
+    assert (options.faults, options.seconds, options.workers, options.mutant) == ("kill", 20.0, 2, "sleeps")
+    late = Anomaly("lost write", "check", 1, [])
+    first = Anomaly("no progress", "the run", 1, [], found_s=9.0)
+
+    def run(options: Options) -> Outcome:
+        return round_of(options, late, first) if options.seed == 5 else round_of(options)
+
+    hunted = hunt(MUTANT, options, run)
+    assert [each.options.seed for each in hunted.rounds] == [4, 5]
+    assert (hunted.anomaly, hunted.seconds, hunted.faults) == (first, 39.0, 3)
+    shown = page(hunted.rounds[-1], hunted)
+    assert "it sleeps (trap 5); “no progress” showed it, after 39 s, 3 faults." in shown
+    assert document(hunted.rounds[-1], hunted)["mutant"]["caught_by"] == "no progress"
+    assert hunts_table([hunted]).row_count == 1
+
+
+def test_a_mutant_that_nobody_notices_is_given_up_after_some_rounds() -> None:
+    hunted = hunt(MUTANT, options_for(MUTANT, {}), round_of)
+    assert len(hunted.rounds) == MOST_ROUNDS
+    assert hunted.anomaly is None
+    assert "nobody noticed" in page(hunted.rounds[-1], hunted)
+    with pytest.raises(ConfigurationError, match="--faults may name some"):
+        options_for(Mutant("dreams", "", "some.py", "work()", "dream()"), {})
