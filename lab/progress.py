@@ -23,6 +23,8 @@ class Sample(NamedTuple):
     processed: int
     #: Age of the oldest event that is not committed; 0: none waits.
     waiting_s: float
+    #: How much of that no fault was under way.
+    in_peace_s: float = 0.0
 
 
 class Progress:
@@ -31,27 +33,39 @@ class Progress:
     def __init__(self) -> None:
         self.samples: list[Sample] = []
         self.committed: dict[TP, int] = {}
-        self._ends: dict[TP, deque[tuple[float, int]]] = {}
+        #: Ends of each input partition: when they were seen, in seconds and in seconds of peace.
+        self._ends: dict[TP, deque[tuple[float, float, int]]] = {}
 
-    def take(self, at_s: float, committed: Mapping[TP, int], ends: Mapping[TP, int]) -> None:
-        """Take note of committed offsets, and of the ends of the inputs, which were asked afterwards."""
-        oldest_s = at_s
+    def take(
+        self, at_s: float, committed: Mapping[TP, int], ends: Mapping[TP, int], peace_s: float | None = None
+    ) -> None:
+        """Take note of committed offsets, and of the ends of the inputs, which were asked afterwards.
+
+        ``peace_s`` is a clock that stands still while a fault is under way.
+        """
+        peace_s = at_s if peace_s is None else peace_s
+        oldest_s, oldest_peace_s = at_s, peace_s
         for tp, offset in committed.items():
-            history = self._ends.setdefault(tp, deque([(at_s, 0)]))
-            if ends.get(tp, 0) > history[-1][1]:
-                history.append((at_s, ends[tp]))
+            history = self._ends.setdefault(tp, deque([(at_s, peace_s, 0)]))
+            if ends.get(tp, 0) > history[-1][-1]:
+                history.append((at_s, peace_s, ends[tp]))
             # The first one's end is committed: what came next is the oldest that waits.
-            while len(history) > 1 and (history[1][1] <= offset or history[0][0] < at_s - _REMEMBERED_S):
+            while len(history) > 1 and (history[1][-1] <= offset or history[0][0] < at_s - _REMEMBERED_S):
                 history.popleft()
-            if len(history) > 1 and offset < history[-1][1]:
-                oldest_s = min(oldest_s, history[1][0])
+            if len(history) > 1 and offset < history[-1][-1]:
+                oldest_s, oldest_peace_s = min(oldest_s, history[1][0]), min(oldest_peace_s, history[1][1])
         self.committed = dict(committed)
-        self.samples.append(Sample(at_s, sum(committed.values()), at_s - oldest_s))
+        self.samples.append(Sample(at_s, sum(committed.values()), at_s - oldest_s, peace_s - oldest_peace_s))
 
     @property
     def waiting_s(self) -> float:
         """Age of the oldest event that is not committed, as of the last look."""
         return self.samples[-1].waiting_s if self.samples else 0.0
+
+    @property
+    def in_peace_s(self) -> float:
+        """How much of that no fault was under way."""
+        return self.samples[-1].in_peace_s if self.samples else 0.0
 
 
 class Recovery:

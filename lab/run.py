@@ -52,8 +52,9 @@ _TICK_S = 0.25
 #: A broker that is down is asked anew after that long.
 _LOOK_TIMEOUT_S = 2.0
 _START_TIMEOUT_S = 120.0
-#: An event that waits for longer, whatever faults strike, has been forgotten: the longest fault and its recovery take less.
-NO_PROGRESS_S = 90.0
+#: An event that waits for longer, without any fault under way, has been forgotten. While one fault follows the other, each
+#: costing a rebalance, a partition may have bad luck for minutes.
+NO_PROGRESS_S = 45.0
 #: Two faults may overlap, or three: more at a time only hide each other.
 _MOST_FAULTS = 3
 _KEYS = 200
@@ -80,6 +81,8 @@ class Lab:
         self._kept: str | None = None
         self._started_s = 0.0
         self._recoveries: list[Recovery] = []
+        #: Seconds without any fault, as of the last look.
+        self._peace_s, self._looked_s = 0.0, time.monotonic()
         self._interrupts = Interrupts()
 
     def run(self) -> Outcome:
@@ -219,7 +222,7 @@ class Lab:
         )
 
     def _strike_on_schedule(self, threads: ThreadPoolExecutor) -> list[Future[None]]:
-        self._started_s = time.monotonic()
+        self._started_s = self._looked_s = time.monotonic()
         due, striking = deque(self._plan), []
         while self._since() < self.options.seconds and not self._is_caught():
             if due and self._since() >= due[0].at_s and len(self.active) < _MOST_FAULTS:
@@ -337,10 +340,14 @@ class Lab:
         committed = {app.guarantee: self._committed(log, app.app_id, app.inputs) for app in self._workload.apps}
         ends = log.ends([tp for offsets in committed.values() for tp in offsets])
         now_s = time.monotonic()
+        if not self.active:
+            self._peace_s += now_s - self._looked_s
+        self._looked_s = now_s
         for guarantee, progress in self.progress.items():
-            progress.take(now_s - self._started_s, committed[guarantee], ends)
-            if progress.waiting_s > NO_PROGRESS_S:
-                self.checker.run.add("no progress", f"{guarantee}: an event waits for {progress.waiting_s:.0f} s")
+            progress.take(now_s - self._started_s, committed[guarantee], ends, self._peace_s)
+            if progress.in_peace_s > NO_PROGRESS_S:
+                waits = f"for {progress.waiting_s:.0f} s, {progress.in_peace_s:.0f} s of them without any fault"
+                self.checker.run.add("no progress", f"{guarantee}: an event waits {waits}")
         for recovery in self._recoveries:
             recovery.take(asked_s, now_s, committed, ends)
 

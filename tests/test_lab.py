@@ -75,6 +75,16 @@ def test_the_age_of_the_oldest_event_that_waits() -> None:
     assert progress.waiting_s == 0.0
 
 
+def test_time_without_a_fault_is_counted_apart() -> None:
+    """While one rebalance follows the other a partition may have bad luck; in peace it may not."""
+    progress = Progress()
+    progress.take(1.0, {TP: 0}, {TP: 10}, peace_s=0.0)
+    progress.take(50.0, {TP: 0}, {TP: 20}, peace_s=2.0)
+    assert (progress.waiting_s, progress.in_peace_s) == (49.0, 2.0)
+    progress.take(60.0, {TP: 10}, {TP: 20}, peace_s=12.0)
+    assert (progress.waiting_s, progress.in_peace_s) == (10.0, 10.0)
+
+
 def test_work_has_gone_on_when_every_partition_that_had_some_has_moved() -> None:
     other = ("in", 1)
     recovery = Recovery(10.0)
