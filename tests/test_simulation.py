@@ -36,7 +36,7 @@ FAULTS = {
 @pytest.mark.parametrize("guarantee", GUARANTEES)
 def test_random_histories_keep_the_guarantee(guarantee: Guarantee) -> None:
     """Crashes, zombies, lost answers and rebalances between any two steps: the short form of the proof."""
-    run = simulate([guarantee], seed=7, histories=600)
+    run = simulate([guarantee], seed=7, seconds=20)
     assert run.violation is None, "\n".join(run.violation.story)
     assert run.counts.keys() >= FAULTS
 

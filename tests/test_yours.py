@@ -21,7 +21,8 @@ def test_the_readmes_agent_works_alone(kafka_url: str, tmp_path: Path) -> None:
         (tmp_path / package).mkdir()
         (tmp_path / package / "__init__.py").touch()
     [example] = re.findall(r"```python\n(.*?)```", (CHECKOUT / "README.md").read_text(), re.DOTALL)
-    (tmp_path / "agents" / "visits.py").write_text(example)
+    [check] = re.findall(r"```python\n(.*?)```", (CHECKOUT / "docs" / "proof.md").read_text(), re.DOTALL)
+    (tmp_path / "agents" / "visits.py").write_text(f"{example}\n\n{check}")
     env = {
         **os.environ,
         "KAFKA_URL": kafka_url,
@@ -53,3 +54,5 @@ def test_the_readmes_agent_works_alone(kafka_url: str, tmp_path: Path) -> None:
         assert worker.wait(30) == 0
     assert audit["held"]
     assert audit["at_rest"]
+    [figures] = [section["figures"] for section in audit["sections"] if section["name"] == "check visits"]
+    assert figures["visits"] == figures["counts"] == 100, "the check of docs/proof.md has looked"
