@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
@@ -38,28 +38,38 @@ MAX_RECORD_BYTES = 1_000_000 - 512
 class Overlay:
     """Uncommitted writes over one store."""
 
-    __slots__ = ("clock_ms", "store", "topic", "writes")
+    __slots__ = ("below", "clock_ms", "store", "topic", "writes")
 
-    def __init__(self, store: Store, topic: str) -> None:
+    def __init__(self, store: Store, topic: str, below: Overlay | None = None) -> None:
         self.store = store
         self.topic = topic
+        #: Of the batch that commits meanwhile. The store gets its writes at some time; until it has them all, they are here.
+        self.below = below
         #: Key to stored bytes; None deletes. The last write of a key wins, so a hot key costs one changelog record.
         self.writes: dict[bytes, bytes | None] = {}
-        self.clock_ms = store.clock_ms
+        self.clock_ms: int = store.clock_ms if below is None else below.clock_ms
 
     def get(self, key: bytes) -> bytes | None:
         """The stored bytes of ``key`` as the batch sees them."""
         try:
             return self.writes[key]
         except KeyError:
+            below = self.below
+            if below is not None and key in below.writes:
+                return below.writes[key]
             return self.store.get(key)
 
     def items(self) -> Iterator[tuple[bytes, bytes]]:
-        """All keys as the batch sees them: those of the store first."""
+        """All keys as the batch sees them: those of the store first, its own last."""
+        # Before the store is looked at: what that gets meanwhile is what the batch below wrote.
+        below = {} if self.below is None else self.below.writes
         for key, value in self.store.items():
-            if key not in self.writes:
+            if key not in self.writes and key not in below:
                 yield key, value
-        for key, written in list(self.writes.items()):
+        for key, written in [*below.items()]:
+            if written is not None and key not in self.writes:
+                yield key, written
+        for key, written in [*self.writes.items()]:
             if written is not None:
                 yield key, written
 
@@ -114,18 +124,24 @@ class Batch:
         #: What makes it hopeless to go on, and is no event's fault.
         self.trouble: BatchError | StoreFailed | None = None
         self._changed = asyncio.Event()
+        self._below: dict[tuple[str, int], Overlay] = {}
 
-    def add(self, event: Event) -> None:
-        """Count an event that is on its way to an agent."""
-        event.batch = self
-        self.events.append(event)
-        self.pending += 1
+    def over(self, below: Batch | None) -> None:
+        """See the writes of a batch that is committing; None: what was below is committed."""
+        # Those that it has now: dropped, it forgets them; events still in hand would see what never was, and be blamed.
+        self._below = {} if below is None else below.overlays
+        if below is None:
+            for overlay in self.overlays.values():
+                overlay.below = None
+
+    def add(self, events: Sequence[Event]) -> None:
+        """Count events, of this batch, that are on their way to an agent."""
+        self.events += events
+        self.pending += len(events)
 
     def done(self) -> None:
-        """An agent is through with an event."""
-        self.pending -= 1
-        if not self.pending:
-            self._changed.set()
+        """Nothing is `pending` any more."""
+        self._changed.set()
 
     def fail(self, event: Event) -> None:
         """An agent did not get through with ``event``: the whole batch is delivered again, or that event given up."""
@@ -146,7 +162,8 @@ class Batch:
         begun: dict[TP, int] = {}
         for event in self.events:
             if event.taken:
-                begun[event.message.tp] = event.message.offset
+                message = event.message
+                begun[message.tp] = max(message.offset, begun.get(message.tp, -1))
         withdrawn = {}
         for event in self.events:
             message = event.message
@@ -202,7 +219,8 @@ class Batch:
 
     def send(self, output: Output) -> None:
         """Add a record to what the transaction will produce."""
-        self.check_alive()
+        if self.dead or self.sealed:
+            self.check_alive()
         check_output(output)
         if self._outbox is None:
             self.outputs.append(output)
@@ -225,12 +243,12 @@ class Batch:
         """Whether an agent has begun with any of the events."""
         return any(event.taken for event in self.events)
 
-    def overlay(self, table: str, partition: int, new: Callable[[], Overlay]) -> Overlay:
-        """The batch's view of one partition of a table."""
+    def overlay(self, table: str, partition: int, new: Callable[[Overlay | None], Overlay]) -> Overlay:
+        """The batch's view of one partition of a table; ``new`` makes it, over that of the batch below."""
         self.check_alive()
         overlay = self.overlays.get((table, partition))
         if overlay is None:
-            overlay = self.overlays[table, partition] = new()
+            overlay = self.overlays[table, partition] = new(self._below.get((table, partition)))
         return overlay
 
     def offsets(self) -> list[Consumed]:
@@ -240,14 +258,19 @@ class Batch:
 
 def check_output(output: Output) -> None:
     """Raise TypeError or ValueError for a record that the producer would refuse, with its whole batch, later."""
-    headers = output.headers or ()
-    for header in headers:
+    topic, key, value, partition, _, headers = output
+    if headers is None and partition is None:
+        # The most frequent case.
+        if (len(key) if key else 0) + (len(value) if value else 0) > MAX_RECORD_BYTES:
+            check_size(topic, key, value)
+        return
+    for header in headers or ():
         name, value = header
         if not isinstance(name, str) or not isinstance(value, (bytes, str, type(None))):
-            raise TypeError(f"{output.topic}: header {header!r}: a name is text, a value bytes, text or None")
-    if output.partition is not None and output.partition < 0:
-        raise ValueError(f"{output.topic} has no partition {output.partition}")
-    check_size(output.topic, output.key, output.value, header_bytes(headers))
+            raise TypeError(f"{topic}: header {header!r}: a name is text, a value bytes, text or None")
+    if partition is not None and partition < 0:
+        raise ValueError(f"{topic} has no partition {partition}")
+    check_size(topic, key, value, header_bytes(headers or ()))
 
 
 def check_size(topic: str, key: bytes | None, value: bytes | None, more_bytes: int = 0) -> None:

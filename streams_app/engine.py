@@ -3,13 +3,13 @@
 ::
 
     assignment ──> start ──> ┌─ fetch ──> deliver ──> agents done ──> commit ─┐ ──> over: next assignment
-                     ^       └───────────────────────────────────────────────┘
-                     └── after trouble with the brokers: drop the batch, start anew
+                     ^       └──────────────────────<──────────── meanwhile ──┘
+                     └── after trouble with the brokers: drop what is in hand, start anew
                              after an agent raised: drop the batch, rewind, deliver again
 
 The same for all guarantees; what differs is done by guarantees.py. One decider: rebalance callbacks only mark the assignment
-as revoked or lost; whether a batch commits is decided in `_finish` and nowhere else. Everything that blocks (librdkafka,
-RocksDB) runs in one thread, one call after the other.
+as revoked or lost; whether a batch commits is decided in `_finish` and nowhere else, after the one before it has ended
+(pipeline.py). Everything that blocks (librdkafka, RocksDB) runs in one thread, one call after the other.
 
 A batch never waits for more than the events that agents have in hand: when its interval is over, or its partitions are
 revoked, what no agent has begun is taken back, and comes again with a later batch.
@@ -47,6 +47,7 @@ from streams_app.events import Event, current_event
 from streams_app.faust_adapter import Assignment, Fetched, purge, routes_of
 from streams_app.guarantees import AtLeastOnce, AtLeastOnceUnfenced, AtMostOnce, ExactlyOnce, Guarantee
 from streams_app.offsets import Offsets
+from streams_app.pipeline import Pipeline
 from streams_app.start import Start, Started
 from streams_app.store import Store, store_path
 
@@ -91,6 +92,7 @@ class Engine(Service):
         self._retry_s = _RETRY_S
         self._commit_took_s = 0.0
         self._stores: dict[TP, Store] = {}
+        self._pipeline = Pipeline(self._commit)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="commit")
 
     async def on_start(self) -> None:
@@ -292,26 +294,33 @@ class Engine(Service):
             }
 
     async def _work(self, assignment: Assignment) -> None:
-        while not self._is_over(assignment):
-            fetched = await self._fetch(assignment, _FETCH_WAIT_MS)
-            if fetched is None:
-                continue
-            batch = self._guarantee.new_batch(fetched.pin)
-            try:
-                if fetched.messages:
-                    await self._fill(batch, fetched, assignment)
-                else:
-                    self._skip_markers(batch, fetched)
-                if batch.consumed:
-                    await self._finish(batch, assignment)
-                if not fetched.messages:
-                    await self._in_thread(self._guarantee.rest, self._positions, assignment.pin)
-            except OutputRefused:
-                self._blame(batch)
-                raise
-            except BaseException:
-                self._drop(batch)
-                raise
+        try:
+            while not self._is_over(assignment):
+                fetched = await self._fetch(assignment, _FETCH_WAIT_MS)
+                if fetched is not None:
+                    await self._process(fetched, assignment)
+        finally:
+            await self._pipeline.ended()
+
+    async def _process(self, fetched: Fetched, assignment: Assignment) -> None:
+        """Make a batch of what was fetched, and of what else comes in time."""
+        if not fetched.messages:
+            await self._pipeline.ended()
+        batch = self._guarantee.new_batch(fetched.pin)
+        self._pipeline.fill(batch)
+        try:
+            if fetched.messages:
+                await self._fill(batch, fetched, assignment)
+            else:
+                self._skip_markers(batch, fetched)
+            if batch.consumed:
+                await self._finish(batch, assignment)
+            if not fetched.messages:
+                await self._pipeline.ended()
+                await self._in_thread(self._guarantee.rest, self._positions, assignment.pin)
+        except BaseException:
+            self._abandon(batch)
+            raise
 
     async def _rewind(self) -> None:
         """Read again from the positions; nothing that was fetched ahead, or taken back, counts."""
@@ -404,20 +413,24 @@ class Engine(Service):
         for tp, messages in fetched.messages.items():
             routes = routes_of(app, tp)
             batch.messages.setdefault(tp, []).extend(messages)
+            queues: list[list[Event]] = [[] for _ in routes]
             for message in messages:
                 reason = self._reason_to_set_aside(tp, message.offset) if self._attempts else None
                 if reason is not None:
                     self._set_aside(batch, message, *reason)
                     continue
                 try:
+                    # All of them first: what one agent cannot read, none of them gets.
                     decoded = [decode(message) for decode, _ in routes]
                 except UndecodableError as error:
                     self._set_aside(batch, message, error.code, str(error), 1)
                     continue
-                for (key, value), (_, put) in zip(decoded, routes, strict=True):
-                    event = Event(app, key, value, message.headers, message)
-                    batch.add(event)
-                    put(event)
+                headers = message.headers
+                for (key, value), queue in zip(decoded, queues, strict=True):
+                    queue.append(Event(app, key, value, headers, message, batch))
+            for queue, (_, put) in zip(queues, routes, strict=True):
+                batch.add(queue)
+                put(queue)
 
     def _reason_to_set_aside(self, tp: TP, offset: int) -> tuple[str, str, int] | None:
         attempts = self._attempts[tp, offset]
@@ -469,11 +482,12 @@ class Engine(Service):
 
     async def _finish(self, batch: Batch, assignment: Assignment) -> None:
         """The one place that decides what becomes of a batch."""
+        await self._pipeline.ended()
         self._check_committable(batch, assignment)
         if batch.trouble is not None:
             raise batch.trouble
         if batch.failure is not None:
-            self._drop(batch)
+            self._abandon(batch)
             # Halved each time, down to one event: then what is set aside commits, whatever comes behind it.
             self._chunk_events = max(1, min(self._chunk_events, _FIRST_CHUNK_EVENTS) // 2)
             await self._in_thread(self._guarantee.forget)
@@ -485,10 +499,23 @@ class Engine(Service):
         else:
             self._send_letters(batch)
             batch.seal()
-            sealed_s = time.monotonic()
+            self._pipeline.commit(batch)
+            # Where an event is looked for that cannot be processed, one thing at a time.
+            if not self._guarantee.pipelined or self._attempts or self._one_chunk:
+                await self._pipeline.ended()
+
+    async def _commit(self, batch: Batch) -> None:
+        started_s = time.monotonic()
+        try:
             await self._in_thread(self._guarantee.commit, batch)
-            self._commit_took_s = time.monotonic() - sealed_s
-            self._committed(batch)
+        except OutputRefused:
+            self._blame(batch)
+            raise
+        except BaseException:
+            self._drop(batch)
+            raise
+        self._commit_took_s = time.monotonic() - started_s
+        self._committed(batch)
 
     def _send_letters(self, batch: Batch) -> None:
         try:
@@ -523,10 +550,14 @@ class Engine(Service):
             asyncio.get_running_loop().call_soon(callback)
 
     def _drop(self, batch: Batch) -> None:
-        """Nothing of the batch may go on: not its writes, not its events on their way to agents."""
+        """Nothing of the batch may go on: not its writes, not what it was about to send."""
         if not batch.dead:
             self.figures["dropped_batches"] += 1
             batch.drop()
+
+    def _abandon(self, batch: Batch) -> None:
+        """Drop a batch that was being filled, with its events on their way to agents."""
+        self._drop(batch)
         self._withheld = None
         self.app.flow_control.clear()
 

@@ -13,10 +13,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-import weakref
-from collections import defaultdict
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
+from collections import defaultdict, deque
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from concurrent.futures import CancelledError
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeAlias, TypeVar, cast
 
 import aiokafka
@@ -66,7 +76,6 @@ _COORDINATION_PATIENCE_S = 30
 _EVENTS_A_TURN = 64
 #: At most 50 restarts of an agent a second.
 _RESTART_PAUSE_S = 0.02
-_NOTHING = object()
 
 _COMMIT_TIMEOUT_S = 5.0
 #: The broker says: your membership is not the current one; nothing was committed.
@@ -480,6 +489,7 @@ class Producer(faust.transport.base.Producer):
 
     app: App
     _kafka: ConfluentProducer | None = None
+    _sent: asyncio.Event
 
     async def on_start(self) -> None:
         await super().on_start()
@@ -487,6 +497,7 @@ class Producer(faust.transport.base.Producer):
 
     def _ensure(self) -> ConfluentProducer:
         if self._kafka is None:
+            self._sent = asyncio.Event()
             self._kafka = ConfluentProducer(
                 {
                     **self.app.kafka.librdkafka(),
@@ -500,9 +511,14 @@ class Producer(faust.transport.base.Producer):
         return self._kafka
 
     async def _poll(self) -> None:
+        """Hear what became of what was sent; where nothing is sent, which is most of the time, nothing is done."""
+        kafka = self._ensure()
         while not self.should_stop:
-            cast(ConfluentProducer, self._kafka).poll(0)
-            await asyncio.sleep(0.005)
+            await self._sent.wait()
+            self._sent.clear()
+            while len(kafka) and not self.should_stop:
+                kafka.poll(0)
+                await asyncio.sleep(0.005)
 
     async def send(
         self,
@@ -534,6 +550,7 @@ class Producer(faust.transport.base.Producer):
             timestamp=int(timestamp * 1000) if timestamp else 0,
             headers=list(headers.items()) if isinstance(headers, dict) else headers,
         )
+        self._sent.set()
         return future
 
     async def send_and_wait(self, *args: Any, **kwargs: Any) -> Any:
@@ -659,7 +676,19 @@ class Stream(faust.Stream[Any]):
     _iteration: object = None
 
     def __aiter__(self) -> AsyncIterator[Any]:
-        iterator = self._iterate()
+        return self._shown(lambda _event, value: value)
+
+    def events(self) -> AsyncIterator[Any]:
+        """As Faust's."""
+        return self._shown(lambda event, _value: event)
+
+    def items(self) -> AsyncIterator[tuple[Any, Any]]:
+        """As Faust's."""
+        return self._shown(lambda event, value: (None, value) if event is None else (event.key, event.value))
+
+    def _shown(self, view: Callable[[Event | None, Any], Any]) -> AsyncIterator[Any]:
+        """What ``view`` makes of each event and its processed value. One generator, however it is looked at."""
+        iterator = self._iterate(view)
         self._active_agens.add(iterator)
         return iterator
 
@@ -675,46 +704,35 @@ class Stream(faust.Stream[Any]):
             "noack() is not supported yet; an event is done when the agent asks for the next one"
         )
 
-    async def events(self) -> AsyncIterator[Any]:
-        """As Faust's, one generator deep."""
-        async for _ in self:
-            if self.current_event is not None:
-                yield self.current_event
-
-    async def items(self) -> AsyncIterator[tuple[Any, Any]]:
-        """As Faust's, one generator deep."""
-        async for _ in self:
-            event = self.current_event
-            if event is not None:
-                yield event.key, event.value
-
-    async def _iterate(self) -> AsyncGenerator[Any, None]:
+    async def _iterate(self, view: Callable[[Event | None, Any], Any]) -> AsyncGenerator[Any, None]:
         self._finalized = True
         started_here = await self.maybe_start()
         this = self._iteration = object()
         skipped = self._skipped_value
+        # Faust keeps a weak reference here, which it calls; whoever asks Faust for the event gets the one in hand.
+        _current_event.set(cast(Any, in_hand.get))
         turn = 0
         event: Event | None = None
-        get = self._getter()
+        waiting, errors = self._queues()
         try:
             while not self.should_stop:
-                channel_value = get()
-                if channel_value is _NOTHING:
-                    channel_value = await self.channel.__anext__()
+                channel_value = waiting.popleft() if waiting and not errors else await self.channel.__anext__()
                 turn += 1
                 if turn % _EVENTS_A_TURN == 0:
                     await asyncio.sleep(0)
                 event = channel_value if isinstance(channel_value, Event) else None
-                if event is not None:
-                    if not self._is_wanted(event):
-                        event = None
-                        continue
-                    event.taken = True
+                if event is not None and not self._begin(event):
+                    event = None
+                    continue
                 do_ack = self.enable_acks
-                value = await self._process(event, event.value if event is not None else channel_value)
+                self.current_event = event
+                in_hand.set(event)
+                value = event.value if event is not None else channel_value
+                if self._processors or self.join_strategy is not None:
+                    value = await self._process(value)
                 if value is not skipped:
                     self.events_total += 1
-                    yield value
+                    yield view(event, value)
                 self.current_event = None
                 if event is not None and (do_ack or value is skipped):
                     event.ack()
@@ -733,37 +751,26 @@ class Stream(faust.Stream[Any]):
                 await self.stop()
                 self.service_reset()
 
-    def _is_wanted(self, event: Event) -> bool:
-        if event.batch is not None:
-            return not (event.withdrawn or event.batch.dead)
-        if self.app.in_worker:
+    def _begin(self, event: Event) -> bool:
+        """Begin with an event; False: it is not wanted any more."""
+        batch = event.batch
+        if batch is not None:
+            if event.withdrawn or batch.dead:
+                return False
+        elif self.app.in_worker:
             raise ImproperlyConfigured(
                 f"{self.channel} is in memory: what is sent through it would be in no transaction; use a topic"
             )
+        event.taken = True
         return True
 
-    def _getter(self) -> Callable[[], Any]:
-        """Takes what the channel's queue has, without waiting."""
+    def _queues(self) -> tuple[deque[Any], deque[Any]]:
+        """What waits in the channel's queue, which may be taken without awaiting, and the errors that come first."""
         queue = getattr(self.channel, "queue", None)
-        if queue is None:
-            return lambda: _NOTHING
-        events, errors = queue._queue, queue._errors
+        return (deque(), deque()) if queue is None else (queue._queue, queue._errors)
 
-        def get() -> Any:
-            if errors:
-                raise errors.popleft()
-            return events.popleft() if events else _NOTHING
-
-        return get
-
-    async def _process(self, event: Event | None, value: Any) -> Any:
-        """Make ``event`` the current one, and run the stream's processors."""
-        self.current_event = event
-        in_hand.set(event)
-        if event is not None:
-            _current_event.set(weakref.ref(event))
-        if not self._processors and self.join_strategy is None:
-            return value
+    async def _process(self, value: Any) -> Any:
+        """Run the stream's processors."""
         try:
             for processor in self._processors:
                 value = await maybe_async(processor(value))
@@ -772,14 +779,21 @@ class Stream(faust.Stream[Any]):
             return self._skipped_value
 
 
-def routes_of(app: App, tp: TP) -> list[tuple[Callable[[Message], tuple[Any, Any]], Callable[[Event], None]]]:
+def routes_of(app: App, tp: TP) -> list[tuple[Callable[[Message], tuple[Any, Any]], Callable[[Sequence[Event]], None]]]:
     """Where records of a partition go: a pair of ``decode`` and ``put`` for each channel that reads it."""
     channels = cast(Any, app.topics)._tp_index[tp]
     if not channels:
         raise AssertionError(
             f"no agent reads {tp.topic}-{tp.partition}, though it is assigned: its events would be skipped"
         )
-    return [(channel.decode_message, channel.queue.force_put_nowait) for channel in channels]
+    return [(channel.decode_message, partial(_put, channel.queue)) for channel in channels]
+
+
+def _put(queue: Any, events: Sequence[Event]) -> None:
+    """As ``force_put_nowait`` of each; one wakes the agent, which takes the others without waiting."""
+    if events:
+        queue._queue.extend(events[:-1])
+        queue.force_put_nowait(events[-1])
 
 
 def purge(app: App, tps: Iterable[TP]) -> None:

@@ -56,6 +56,8 @@ class Guarantee:
     redelivers = True
     #: Whether offsets are committed before the agents see the events.
     claims_first = False
+    #: Whether the next batch may be filled while one commits.
+    pipelined = False
 
     def new_batch(self, pin: Pin) -> Batch:
         """An empty batch."""
@@ -95,6 +97,8 @@ class Guarantee:
 
 class ExactlyOnce(Guarantee):
     """Outputs, table writes and offsets in one transaction."""
+
+    pipelined = True
 
     def __init__(self, config: dict[str, Any], name: str, timeout_s: float) -> None:
         """``name`` is the transactional id."""
@@ -153,6 +157,9 @@ class AtLeastOnce(ExactlyOnce):
     The transaction is there for its fence: a paused worker that wakes would write stale values behind its successor's, and
     the next restore would lose what was counted.
     """
+
+    #: Its flush would wait for what the next batch sends meanwhile, and blame this one for it.
+    pipelined = False
 
     def __init__(self, config: dict[str, Any], name: str, timeout_s: float) -> None:
         super().__init__(config, name, timeout_s)

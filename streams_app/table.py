@@ -16,10 +16,12 @@ from faust.exceptions import ImproperlyConfigured
 from streams_app.batch import Overlay, check_size
 from streams_app.codecs import Codec, key_codec, value_codec
 from streams_app.errors import DeadBatchError, StoreCorrupted, StoreFailed
-from streams_app.events import Event, current_event
+from streams_app.events import Event, in_hand
 from streams_app.faust_adapter import HostTable, Rows
 from streams_app.store import TIME_BYTES, Store
 from streams_app.windows import CLOCK_ROW, WINDOW_BYTES, TimeWindow, WindowedTable, WindowKeys, to_ms
+
+_MISSING = object()
 
 
 class TableData:
@@ -45,7 +47,9 @@ class TableData:
     def get(self, key: Any, default: Any = None) -> Any:
         """The value of ``key``, or ``default``."""
         stored = self._stored(self._keys.encode(key))
-        return default if stored is None else self._values.decode(stored[self._skip :])
+        if stored is None:
+            return default
+        return self._values.decode(stored[self._skip :] if self._skip else stored)
 
     def __setitem__(self, key: Any, value: Any) -> None:
         event = self._event_in_hand()
@@ -91,7 +95,7 @@ class TableData:
 
     def _event(self) -> Event | None:
         """The event in hand, if the table is kept under its guarantee: another's agents see committed values."""
-        event = current_event()
+        event = in_hand.get()
         return event if event is not None and event.batch is not None and event.app is self._app else None
 
     def _stored(self, key: bytes) -> bytes | None:
@@ -119,7 +123,7 @@ class TableData:
                 yield from store.items()
 
     def _event_in_hand(self) -> Event:
-        event = current_event()
+        event = in_hand.get()
         if event is None or event.batch is None:
             raise TypeError(
                 f"table {self._table} was written outside of an agent; send an event to an agent that writes it"
@@ -129,7 +133,6 @@ class TableData:
                 f"table {self._table} is kept by {self._app.conf.id}, and an agent of {event.app.conf.id} wrote it; send an "
                 "event to an agent of the table's own app, and let that write"
             )
-        event.batch.check_alive()
         return event
 
     def _hopeless(self, event: Event, error: StoreCorrupted | StoreFailed) -> DeadBatchError:
@@ -138,18 +141,22 @@ class TableData:
         return event.batch.hopeless(error)
 
     def _overlay(self, event: Event) -> Overlay:
-        partition = event.message.partition
-        assert event.batch is not None
-        return event.batch.overlay(self._table, partition, partial(self._new_overlay, event.message.topic, partition))
+        batch, message = event.batch, event.message
+        assert batch is not None
+        partition = message.partition
+        overlay = batch.overlays.get((self._table, partition))
+        if overlay is None or batch.dead or batch.sealed:
+            overlay = batch.overlay(self._table, partition, partial(self._new_overlay, message.topic, partition))
+        return overlay
 
-    def _new_overlay(self, topic: str, partition: int) -> Overlay:
+    def _new_overlay(self, topic: str, partition: int, below: Overlay | None) -> Overlay:
         store = self.partitions.get(partition)
         if store is None:
             raise ImproperlyConfigured(
                 f"table {self._table} has no partition {partition} here, for an event of {topic}: "
                 f"{topic} and {self._changelog} must have the same number of partitions"
             )
-        return Overlay(store, self._changelog)
+        return Overlay(store, self._changelog, below)
 
 
 class WindowedData(TableData):
@@ -247,13 +254,13 @@ class Table(HostTable):
         await self.changelog_topic.maybe_declare()
 
     def __getitem__(self, key: Any) -> Any:
-        try:
-            return self.data[key]
-        except KeyError:
-            return self.__missing__(key)
+        view = self.data if self._view is None else self._view
+        value = view.get(key, _MISSING)
+        return self.__missing__(key) if value is _MISSING else value
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        self.data[key] = value
+        view = self.data if self._view is None else self._view
+        view[key] = value
 
     def get(self, key: Any, default: Any = None) -> Any:
         """The value of ``key``, or ``default``."""

@@ -110,7 +110,16 @@ class Topic(faust.Topic):
             place = {"partition": partition, "timestamp": timestamp, "headers": headers, "callback": callback}
             return await super().send(key=key, value=value, **place, **codecs)
         if callback is None and partition is None and timestamp is None:
-            batch.send(Output(self.get_topic_name(), *self._encode(key, value, headers, **codecs)))
+            if (
+                headers is None
+                and not codecs
+                and type(key) is str
+                and self._text_keys
+                and isinstance(value, msgspec.Struct)
+            ):
+                batch.send(Output(self.get_topic_name(), key.encode(), encode_struct(value)))  # the most frequent case
+            else:
+                batch.send(Output(self.get_topic_name(), *self._encode(key, value, headers, **codecs)))
             return self._sent
         return Sent(self._send_in(batch, key, value, partition, timestamp, headers, callback, **codecs).result())
 

@@ -33,7 +33,7 @@ def filled(records: dict[TP, int], agents: int, aside: set[tuple[TP, int]]) -> B
                 batch.set_aside[tp, each.offset] = Output("dead-letters", None, None)
                 continue
             for _ in range(agents):
-                batch.add(Event(cast(Any, None), None, None, [], each))
+                batch.add([Event(cast(Any, None), None, None, [], each, batch)])
     return batch
 
 
@@ -80,7 +80,7 @@ def test_an_event_that_is_not_delivered_again_is_given_up_and_counted() -> None:
     """At most once: its neighbours go on, and the loss is told."""
     batch = Batch(PIN, redelivers=False)
     for offset in range(2):
-        batch.add(Event(cast(Any, None), None, None, [], message(TP("a", 0), offset)))
+        batch.add([Event(cast(Any, None), None, None, [], message(TP("a", 0), offset), batch)])
     batch.fail(batch.events[0])
     assert batch.failure is None
     assert (batch.given_up, batch.pending) == (1, 1)

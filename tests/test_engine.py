@@ -53,8 +53,8 @@ class Bare(Engine):
         messages = [Message("in", 0, n, 0.0, 0, [], b"k", b"v", None, 1, 1, INPUT) for n in range(count)]
         batch.messages[INPUT], batch.consumed[INPUT] = messages, count
         for message in messages:
-            event = Event(cast(Any, None), None, None, [], message)
-            batch.add(event)
+            event = Event(cast(Any, None), None, None, [], message, batch)
+            batch.add([event])
             self.queue.append(event)
         return batch, Fetched(PIN, {INPUT: messages}, {INPUT: count}, drained=True)
 

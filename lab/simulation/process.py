@@ -151,6 +151,12 @@ class Process:
         self.world.at(_HEARTBEAT_S, self._join_again)
         raise PartitionsLost("nobody knows whether offsets were committed") from error
 
+    def aside(self, run: Callable[[], None]) -> None:
+        """Do something in another thread of the process: it dies and is frozen with it."""
+        thread = _Engine(run, parent=self.world.hub)
+        thread.process = self
+        self.world.at(0, thread.switch)
+
     # -- What happens to it.
 
     @property

@@ -1,13 +1,14 @@
 """What `streams_app.engine.Engine` decides, without Faust and asyncio, around the real guarantees, start, batches and stores.
 
-`_serve`, `_work`, `_fill`, `_withdraw` and `_finish` repeat the engine's methods of these names, line by line where it
-matters.
+`_serve`, `_work`, `_fill`, `_withdraw`, `_finish` and `_commit` repeat the engine's methods of these names, line by line
+where it matters.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections import Counter
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple, cast
 
@@ -49,13 +50,15 @@ class Event:
         self.message = Message(tp, offset)
         self.taken = self.acked = self.withdrawn = False
         self.batch = batch
-        batch.add(cast(Any, self))
+        batch.add([cast(Any, self)])
 
     def ack(self) -> None:
         """An agent is through with it."""
         if not self.acked:
             self.acked = True
-            self.batch.done()
+            self.batch.pending -= 1
+            if not self.batch.pending:
+                self.batch.done()
 
 
 class Message(NamedTuple):
@@ -63,6 +66,38 @@ class Message(NamedTuple):
 
     tp: TP
     offset: int
+
+
+class Commit:
+    """One that goes on while the next batch is filled; as `streams_app.pipeline`."""
+
+    def __init__(self, process: Process, commit: Callable[[], None]) -> None:
+        self._process = process
+        self._commit = commit
+        self._is_done = self._is_awaited = False
+        self._error: Exception | None = None
+        process.aside(self._run)
+
+    def _run(self) -> None:
+        with contextlib.suppress(Crash):
+            try:
+                self._commit()
+            except Exception as error:  # noqa: BLE001 - handed over
+                self._error = error
+            finally:
+                self._is_done = True
+                if self._is_awaited:
+                    self._process.world.at(0, self._process.greenlet.switch)
+
+    def ended(self) -> None:
+        """Wait for it; raises what it raised."""
+        if not self._is_done:
+            self._is_awaited = True
+            self._process.world.counts["pipelined batch"] += 1
+            self._process.world.park()
+        self._process.sleep(0)
+        if self._error is not None:
+            raise self._error
 
 
 def run(process: Process) -> None:
@@ -91,6 +126,9 @@ class Worker:
         self._withheld: list[tuple[TP, int, Entry]] = []
         self._failed: set[int] = set()
         self._retry_s = _RETRY_S
+        self._committing: Commit | None = None
+        self._below: Batch | None = None
+        self._filling: Batch | None = None
         self._guarantee = self._new_guarantee()
         process.cluster.workers[process.name] = self
 
@@ -164,22 +202,43 @@ class Worker:
         self._fetched = dict(self._positions)
 
     def _work(self, assignment: Any) -> None:
-        while not self._is_over(assignment):
-            fetched = self._fetch(assignment)
-            if fetched is None:
-                continue
-            batch = self._guarantee.new_batch(fetched.pin)
+        try:
+            while not self._is_over(assignment):
+                fetched = self._fetch(assignment)
+                if fetched is not None:
+                    self._process_batch(fetched, assignment)
+        except Crash:
+            raise
+        except BaseException:
+            self._ended()
+            raise
+        self._ended()
+
+    def _process_batch(self, fetched: Fetched, assignment: Any) -> None:
+        if not fetched.entries:
+            self._ended()
+        batch = self._guarantee.new_batch(fetched.pin)
+        batch.over(self._below)
+        self._filling = batch
+        try:
+            if fetched.entries:
+                self._fill(batch, fetched, assignment)
+                self._finish(batch, assignment)
+            else:
+                self._guarantee.rest(self._positions, assignment.pin)
+                self._idle(assignment)
+        except BaseException:
+            batch.drop()
+            self._withheld = []
+            raise
+
+    def _ended(self) -> None:
+        committing, self._committing = self._committing, None
+        if committing is not None:
             try:
-                if fetched.entries:
-                    self._fill(batch, fetched, assignment)
-                    self._finish(batch, assignment)
-                else:
-                    self._guarantee.rest(self._positions, assignment.pin)
-                    self._idle(assignment)
-            except BaseException:
-                batch.drop()
-                self._withheld = []
-                raise
+                committing.ended()
+            finally:
+                self._below = None
 
     def _fetch(self, assignment: Any) -> Fetched | None:
         """Pin and entries in one step."""
@@ -259,6 +318,7 @@ class Worker:
         """The one place that decides what becomes of a batch."""
         if not batch.consumed:
             return
+        self._ended()
         self._check_committable(batch, assignment)
         if batch.trouble is not None:
             raise batch.trouble
@@ -268,11 +328,24 @@ class Worker:
             self._rewind()
         else:
             batch.seal()
+            self._below = batch
+            self._committing = Commit(self.process, partial(self._commit, batch))
+            if not self._guarantee.pipelined:
+                self._ended()
+
+    def _commit(self, batch: Batch) -> None:
+        try:
             self._guarantee.commit(batch)
-            self._positions.update(batch.consumed)
-            self._retry_s = _RETRY_S
-            self.process.world.counts["batch"] += 1
-            self._tell(f"has committed up to {[*batch.consumed.values()]}")
+        except BaseException:
+            batch.drop()
+            raise
+        self._positions.update(batch.consumed)
+        self._retry_s = _RETRY_S
+        self.process.world.counts["batch"] += 1
+        self._tell(f"has committed up to {[*batch.consumed.values()]}")
+        self._below = None
+        if self._filling is not None:
+            self._filling.over(None)
 
     def _tell(self, what: str) -> None:
         if self.process.world.story is not None:

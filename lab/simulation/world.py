@@ -57,7 +57,7 @@ class World:
         self.counts: Counter[str] = Counter()
         self._heap: list[tuple[float, int, Callable[[], object]]] = []
         self._number = itertools.count()
-        self._hub: greenlet = getcurrent()
+        self.hub: greenlet = getcurrent()
         self._faults = sorted(faults.items(), reverse=True)
         self._asked = -1
         self._next_fault, self._next_answer = self._faults.pop() if self._faults else (_MOST_QUESTIONS, 0)
@@ -87,13 +87,13 @@ class World:
         due_s = self.now_s + seconds
         if self._heap and self._heap[0][0] <= due_s:
             heapq.heappush(self._heap, (due_s, next(self._number), getcurrent().switch))
-            self._hub.switch()
+            self.hub.switch()
         else:
             self.now_s = due_s
 
     def park(self) -> None:
         """Let the running greenlet rest until somebody switches to it."""
-        self._hub.switch()
+        self.hub.switch()
 
     def run(self) -> None:
         """Until nothing is left to be done.

@@ -1,0 +1,55 @@
+"""One batch commits while the next is filled.
+
+::
+
+    batch N      fill ──> commit ──────> ended
+    batch N+1             fill, over N's writes ──> waits for N's end ──> commit ──> …
+
+The next one is *over* the one that commits: it reads what that wrote. It is decided on only when the one before it has ended,
+and if that failed, it goes with it. So there are never more than two, and what is uncommitted in memory is bounded by them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from streams_app.batch import Batch
+
+
+class Pipeline:
+    """See the module."""
+
+    def __init__(self, commit: Callable[[Batch], Awaitable[None]]) -> None:
+        """``commit`` returns when the batch has taken effect, and raises if it has not, or nobody knows."""
+        self._commit = commit
+        self._committing: Batch | None = None
+        self._filling: Batch | None = None
+        self._task: asyncio.Future[None] | None = None
+
+    def fill(self, batch: Batch) -> None:
+        """This is the next one."""
+        batch.over(self._committing)
+        self._filling = batch
+
+    def commit(self, batch: Batch) -> None:
+        """Begin to commit it; the one before it must have ended."""
+        assert self._task is None, "two commits at a time"
+        self._committing = batch
+        self._task = asyncio.ensure_future(self._run(batch))
+
+    async def _run(self, batch: Batch) -> None:
+        await self._commit(batch)
+        self._committing = None
+        if self._filling is not None:
+            self._filling.over(None)
+
+    async def ended(self) -> None:
+        """Wait until no commit is under way; raises what the last one raised, once."""
+        if self._task is None:
+            return
+        try:
+            await asyncio.shield(self._task)
+        finally:
+            if self._task.done():
+                self._task = self._committing = None
