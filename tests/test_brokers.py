@@ -13,10 +13,14 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from aiokafka import AIOKafkaConsumer
+from aiokafka import TopicPartition as AioTopicPartition
 from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
+from faust.types import TP
 
 from streams_app.errors import KafkaUnreachable, PartitionsLost, StartRefused
+from streams_app.faust_adapter import ConsumerThread
 from streams_app.guarantees import ExactlyOnce
 from streams_app.offsets import Offsets
 from streams_app.restore import restore
@@ -289,3 +293,28 @@ def test_expired_offsets_with_a_full_table_refuse_to_start(corner: Corner) -> No
     corner.produce(corner.changelog[0], 1)
     with pytest.raises(StartRefused, match="expired"):
         start(corner, corner.join())
+
+
+async def test_every_partition_has_its_turn(corner: Corner) -> None:
+    """With a backlog and a rebalance every now and then, the one that aiokafka empties last would never be read."""
+    [both] = corner.admin.create_topics([NewTopic(f"{corner.name}-two", 2, 1)]).values()
+    both.result(30)
+    tps = [TP(f"{corner.name}-two", partition) for partition in range(2)]
+    producer = Producer(corner.config)
+    for number in range(200):
+        producer.produce(tps[0].topic, b"v", b"k", number % 2)
+    assert producer.flush(30) == 0
+    consumer = AIOKafkaConsumer(**corner.aiokafka, auto_offset_reset="earliest")
+    await consumer.start()
+    try:
+        consumer.assign([AioTopicPartition(*tp) for tp in tps])
+        thread = object.__new__(ConsumerThread)
+        thread._ensure_consumer = lambda: consumer  # type: ignore[method-assign]
+        thread.live_pin = lambda: Pin("group", 1, "member")  # type: ignore[method-assign]
+        # Both are there before the first is taken, or it would be taken alone.
+        for tp in tps:
+            await consumer.getone(AioTopicPartition(*tp))
+        turns = [[*(await thread.fetch(tps, 5_000, 10)).messages] for _ in range(6)]
+    finally:
+        await consumer.stop()
+    assert turns in ([[tps[0]], [tps[1]]] * 3, [[tps[1]], [tps[0]]] * 3)
