@@ -139,19 +139,6 @@ class Zombie(_OfWorker):
         self.worker.send(signal.SIGCONT)
 
 
-class Hiccup(_OfWorker):
-    """SIGSTOP for less than a session: nobody else may notice."""
-
-    kind = "hiccup"
-    lasts_s = (0.5, 4.0)
-
-    def hurt(self, world: World, draw: Random) -> None:
-        self.worker.send(signal.SIGSTOP)
-
-    def relieve(self, world: World) -> None:
-        self.worker.send(signal.SIGCONT)
-
-
 class AddWorker(Fault):
     """Another worker joins."""
 
@@ -442,7 +429,6 @@ _ALL: tuple[type[Fault], ...] = (
     Kill,
     Terminate,
     Zombie,
-    Hiccup,
     AddWorker,
     RemoveWorker,
     DieAtStep,

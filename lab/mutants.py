@@ -357,6 +357,7 @@ MUTANTS = (
         "        if task is not None and task.cancelling():\n            raise\n",
         "        raise\n",
         test="test_adapter.py::test_a_consumer_ends_though_a_broker_is_down",
+        lab=UnderFaults("terminate,broker,group coordinator,transaction coordinator", seconds=90, brokers=3),
     ),
     Mutant(
         "believes librdkafka's time-outs",

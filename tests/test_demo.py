@@ -134,7 +134,7 @@ class TestTheWholeDemo:
                 if "starting workers" in line:
                     break
             demo.send_signal(signal.SIGINT)
-            _, rest = demo.communicate(timeout=60)
+            _, rest = demo.communicate(timeout=180)
         assert demo.returncode == 130, rest
         assert "interrupted" in rest
         # A worker that was being started in that moment ends as soon as it finds us gone.
