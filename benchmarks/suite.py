@@ -52,7 +52,7 @@ def main() -> int:
     parser.add_argument("--events", type=int, help="of a fast engine in one run of throughput, instead of 1,000,000")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     parser.add_argument("--plots", type=Path, help="draw the plots into this folder")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     unknown = set(options.scenarios) - {"all", *SCENARIOS}
     if unknown:
         parser.error(f"{', '.join(sorted(unknown))}: no such scenario; there are {', '.join(SCENARIOS)}")
