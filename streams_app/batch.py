@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from faust.types import TP, Message
 
-from streams_app.errors import BatchError, DeadBatchError, PartitionsLost, StoreFailed, TransactionAborted
+from streams_app.errors import DeadBatchError, PartitionsLost, TransactionAborted
 from streams_app.outbox import Outbox
 from streams_app.session import Consumed, Output, Pin, header_bytes
 from streams_app.store import TIME_BYTES, Store
@@ -61,15 +61,17 @@ class Overlay:
 
     def items(self) -> Iterator[tuple[bytes, bytes]]:
         """All keys as the batch sees them: those of the store first, its own last."""
-        # Before the store is looked at: what that gets meanwhile is what the batch below wrote.
+        # Both before the store is looked at: what that gets meanwhile is what the batch below wrote, and what is written by
+        # whoever goes through the keys is not come by a second time.
         below = {} if self.below is None else self.below.writes
+        own = dict(self.writes)
         for key, value in self.store.items():
-            if key not in self.writes and key not in below:
+            if key not in own and key not in below:
                 yield key, value
-        for key, written in [*below.items()]:
-            if written is not None and key not in self.writes:
+        for key, written in below.items():
+            if written is not None and key not in own:
                 yield key, written
-        for key, written in [*self.writes.items()]:
+        for key, written in own.items():
             if written is not None:
                 yield key, written
 
@@ -122,7 +124,9 @@ class Batch:
         #: The event whose agent raised.
         self.failure: Event | None = None
         #: What makes it hopeless to go on, and is no event's fault.
-        self.trouble: BatchError | StoreFailed | None = None
+        self.trouble: BaseException | None = None
+        #: What was found to expire with it, and the index entries that go; see `streams_app.commit.expire_all`.
+        self.stale: dict[Overlay, list[bytes]] | None = None
         self._changed = asyncio.Event()
         self._below: dict[tuple[str, int], Overlay] = {}
 
@@ -232,7 +236,7 @@ class Batch:
         except TransactionAborted as error:
             raise self.hopeless(error) from error
 
-    def hopeless(self, trouble: BatchError | StoreFailed) -> DeadBatchError:
+    def hopeless(self, trouble: BaseException) -> DeadBatchError:
         """Take note that it is; gives what is to be raised in the agent, whose fault it is not."""
         self.trouble = trouble
         self._changed.set()

@@ -40,14 +40,15 @@ def commit(batch: Batch, session: Session, now_ms: int) -> None:
         PartitionsLost: nothing took effect, and the partitions are somebody else's.
         CommitUnconfirmed: nobody knows; the local tables are behind if it did.
     """
-    stale = {overlay: expire(overlay) for overlay in batch.overlays.values()}
+    # All of it once: whoever drops the batch meanwhile must not tear its transaction.
+    outputs, overlays, stale = batch.outputs, batch.overlays, expire_all(batch)
     step("1 prepare: begin")
     session.begin()
-    session.produce(batch.outputs)
+    session.produce(outputs)
     step("1 prepare: outputs produced")
     written = {
         overlay: session.produce_changelog(overlay.topic, partition, changelog_records(overlay, now_ms))
-        for (_, partition), overlay in batch.overlays.items()
+        for (_, partition), overlay in overlays.items()
         if overlay.writes
     }
     session.flush()
@@ -58,6 +59,13 @@ def commit(batch: Batch, session: Session, now_ms: int) -> None:
     step("4 publish")
     publish(stale, written)
     step("5 published")
+
+
+def expire_all(batch: Batch) -> dict[Overlay, list[bytes]]:
+    """Let expire, once, what does in the tables that a batch wrote; gives the index entries that go with it."""
+    if batch.stale is None:
+        batch.stale = {overlay: expire(overlay) for overlay in batch.overlays.values()}
+    return batch.stale
 
 
 def expire(overlay: Overlay) -> list[bytes]:

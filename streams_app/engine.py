@@ -34,6 +34,7 @@ from mode import Service
 
 from streams_app.batch import Batch
 from streams_app.codecs import UndecodableError
+from streams_app.commit import expire_all
 from streams_app.dead_letters import dead_letter
 from streams_app.errors import (
     BatchError,
@@ -167,8 +168,8 @@ class Engine(Service):
         batch = event.batch if event is not None else None
         if event is None or batch is None or event.acked or isinstance(error, DeadBatchError):
             return  # not while it had an event in hand
-        if batch.dead or batch.sealed or batch.failure not in {None, event}:
-            return  # the batch is dropped already, for the fault of another event
+        if batch.dead or batch.sealed or batch.trouble or batch.failure not in {None, event}:
+            return  # the batch is dropped already, for the fault of another event, or of nobody
         at = event.message.tp, event.message.offset
         words = f"{agent}: {type(error).__name__}: {error}"
         if self._guarantee.redelivers:
@@ -304,7 +305,7 @@ class Engine(Service):
 
     async def _process(self, fetched: Fetched, assignment: Assignment) -> None:
         """Make a batch of what was fetched, and of what else comes in time."""
-        if not fetched.messages:
+        if not fetched.messages or self._pipeline.failed:
             await self._pipeline.ended()
         batch = self._guarantee.new_batch(fetched.pin)
         self._pipeline.fill(batch)
@@ -499,6 +500,9 @@ class Engine(Service):
         else:
             self._send_letters(batch)
             batch.seal()
+            if any(overlay.store.expires_ms is not None for overlay in batch.overlays.values()):
+                # Before anybody reads through it, or a value might go between two looks of one event.
+                await self._in_thread(expire_all, batch)
             self._pipeline.commit(batch)
             # Where an event is looked for that cannot be processed, one thing at a time.
             if not self._guarantee.pipelined or self._attempts or self._one_chunk:

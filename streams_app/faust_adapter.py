@@ -796,10 +796,10 @@ def routes_of(app: App, tp: TP) -> list[tuple[Callable[[Message], tuple[Any, Any
 
 
 def _put(queue: Any, events: Sequence[Event]) -> None:
-    """As ``force_put_nowait`` of each; one wakes the agent, which takes the others without waiting."""
-    if events:
-        queue._queue.extend(events[:-1])
-        queue.force_put_nowait(events[-1])
+    """As ``force_put_nowait`` of each: as many of the agent's actors are woken as there are events for."""
+    queue._queue.extend(events)
+    for _ in events[: len(queue._getters)]:
+        queue._wakeup_next(queue._getters)
 
 
 def purge(app: App, tps: Iterable[TP]) -> None:

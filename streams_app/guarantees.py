@@ -31,7 +31,7 @@ from faust.types import TP
 
 from streams_app.batch import Batch, Overlay
 from streams_app.claims import Claim
-from streams_app.commit import changelog_records, commit, expire, publish
+from streams_app.commit import changelog_records, commit, expire_all, publish
 from streams_app.errors import TransactionAborted
 from streams_app.faults import step
 from streams_app.offsets import Committed
@@ -232,7 +232,7 @@ class AtLeastOnceUnfenced(Unfenced):
 
     def commit(self, batch: Batch) -> None:
         step("1 prepare: begin")
-        stale = {overlay: expire(overlay) for overlay in batch.overlays.values()}
+        stale = expire_all(batch)
         written = self._produce_tables(batch)
         self._outbox.flush_or_raise()
         failed = next((each.error for each in written.values() if each.error is not None), None)
@@ -307,7 +307,7 @@ class AtMostOnce(Unfenced):
             self._said |= news
 
     def commit(self, batch: Batch) -> None:
-        stale = {overlay: expire(overlay) for overlay in batch.overlays.values()}
+        stale = expire_all(batch)
         written = self._produce_tables(batch)
         step("1 prepare: outputs produced")
         lost = len(self._outbox.flush()) + batch.given_up

@@ -39,10 +39,20 @@ class Pipeline:
         self._task = asyncio.ensure_future(self._run(batch))
 
     async def _run(self, batch: Batch) -> None:
-        await self._commit(batch)
+        try:
+            await self._commit(batch)
+        except BaseException as error:
+            if self._filling is not None:
+                self._filling.hopeless(error)  # nobody waits for its agents, or blames its events
+            raise
         self._committing = None
         if self._filling is not None:
             self._filling.over(None)
+
+    @property
+    def failed(self) -> bool:
+        """Whether the last commit failed and nobody has heard of it: nothing may be filled over that."""
+        return self._task is not None and self._task.done() and (self._task.cancelled() or bool(self._task.exception()))
 
     async def ended(self) -> None:
         """Wait until no commit is under way; raises what the last one raised, once."""

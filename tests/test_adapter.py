@@ -6,6 +6,7 @@ import asyncio
 import inspect
 from collections.abc import Iterator
 from types import SimpleNamespace
+from typing import Any, cast
 
 import aiokafka
 import pytest
@@ -23,10 +24,10 @@ from faust.transport import conductor
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 from mode.supervisors import SupervisorStrategy
-from mode.utils.queues import ThrowableQueue
+from mode.utils.queues import FlowControlEvent, ThrowableQueue
 
 from streams_app.errors import PartitionsLost, StreamsAppError, TransactionAborted
-from streams_app.faust_adapter import Assignor, ConsumerThread, end_consumer
+from streams_app.faust_adapter import Assignor, ConsumerThread, _put, end_consumer
 from streams_app.session import Pin
 
 PIN = Pin("group", 3, "member")
@@ -252,3 +253,14 @@ def test_who_is_cancelled_while_a_consumer_ends_hears_of_it() -> None:
         return task.cancelled()
 
     assert asyncio.run(end())
+
+
+async def test_events_that_come_together_wake_as_many_actors() -> None:
+    """One for all of them would leave the other actors of an agent with ``concurrency`` asleep."""
+    queue: ThrowableQueue[int] = ThrowableQueue(flow_control=FlowControlEvent(initially_suspended=False))
+    actors = [asyncio.ensure_future(queue.get()) for _ in range(3)]
+    await asyncio.sleep(0)
+    _put(queue, cast(Any, [1, 2]))
+    await asyncio.wait(actors, timeout=1, return_when=asyncio.ALL_COMPLETED)
+    assert sorted(actor.result() for actor in actors if actor.done()) == [1, 2]
+    actors[-1].cancel()

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from streams_app.batch import Batch, Overlay
+from streams_app.commit import expire_all
 from streams_app.errors import CommitUnconfirmed
 from streams_app.pipeline import Pipeline
 from streams_app.session import Pin
@@ -112,3 +113,54 @@ async def test_who_waits_and_is_cancelled_leaves_the_commit_alone(store: Store) 
     await commits.end()
     await pipeline.ended()
     assert waiting.cancelled()
+
+
+async def test_who_goes_through_a_table_and_writes_it_comes_by_each_key_once(store: Store) -> None:
+    """Else ``for key in table: table[key] += 1`` would add two."""
+    pipeline = Pipeline(Commits().commit)
+    first, second = Batch(PIN), Batch(PIN)
+    pipeline.fill(first)
+    view(first, store).writes |= {b"below": b"1"}
+    pipeline.commit(first)
+    pipeline.fill(second)
+    seen = view(second, store)
+    seen.writes[b"own"] = b"2"
+    keys = []
+    for key, _ in seen.items():
+        keys.append(key)
+        seen.writes[key] = b"3"
+    assert sorted(keys) == [b"below", b"gone", b"old", b"own"]
+
+
+async def test_nothing_is_filled_over_a_commit_that_failed(store: Store) -> None:
+    """Its writes are forgotten: an event that misses them would be blamed for it. One in hand is not waited for."""
+    commits = Commits()
+    pipeline = Pipeline(commits.commit)
+    first, second = Batch(PIN), Batch(PIN)
+    pipeline.fill(first)
+    pipeline.commit(first)
+    pipeline.fill(second)
+    second.pending = 1
+    assert not pipeline.failed
+    await commits.end(fail)
+    await asyncio.wait_for(second.settled(), 5)
+    assert isinstance(second.trouble, CommitUnconfirmed)
+    assert pipeline.failed
+    with pytest.raises(CommitUnconfirmed):
+        await pipeline.ended()
+    assert not pipeline.failed
+
+
+async def test_what_expires_is_gone_before_the_next_batch_reads(tmp_path: Path) -> None:
+    """A value that goes between two looks of one event, though it awaits nothing, would be a riddle."""
+    expiring = Store(tmp_path / "expiring", topic_id="id", expires_ms=1_000)
+    try:
+        expiring.publish({b"old": (1_000).to_bytes(8) + b"0"}, [], 1)
+        first = Batch(PIN)
+        seen = view(first, expiring)
+        seen.writes[b"new"] = seen.time(5_000) + b"1"
+        stale = expire_all(first)
+        assert (seen.writes[b"old"], len(stale[seen])) == (None, 1)
+        assert expire_all(first) is stale, "once, or the second time would find less"
+    finally:
+        expiring.close()
