@@ -33,6 +33,7 @@ from lab.live import LiveReader
 from lab.workload import Workload
 from streams_app.audit import TP, Log, Report, audit
 from streams_app.follow import Anomaly as Followed
+from streams_app.follow import Auditor
 from streams_app.kafka import KafkaAddress
 from streams_app.registry import Finding, Findings, followers
 from streams_app.settings import Settings
@@ -183,7 +184,8 @@ class Checker:
             if all(prefix + topic in partitions for topic in each.topics)
         }
         self._followed = {name: Sightings(self._since) for name in following}
-        self._followers = LiveFollowers(self._address, self._settings, self._workload.apps, following, self._on_finding)
+        auditor = Auditor(self._address, self._settings, self._workload.apps, following, "lab")
+        self._followers = LiveFollowers(auditor, following, self._on_finding)
         self._working.append(threads.submit(self._followers.run))
 
     def close(self) -> None:

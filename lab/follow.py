@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable
 
-from streams_app.audit import AuditedApp
 from streams_app.follow import Anomaly, Auditor
-from streams_app.kafka import KafkaAddress
-from streams_app.registry import Follower
-from streams_app.settings import Settings
 
 _POLL_S = 0.1
 
@@ -19,19 +15,12 @@ OnFinding = Callable[[str, Anomaly], None]
 
 
 class LiveFollowers:
-    """All followers, with a consumer each; `run` is for a thread."""
+    """An auditor's followers, by name, with a consumer each; `run` is for a thread."""
 
-    def __init__(
-        self,
-        address: KafkaAddress,
-        settings: Settings,
-        apps: Sequence[AuditedApp],
-        followers: Mapping[str, type[Follower]],
-        on_finding: OnFinding,
-    ) -> None:
-        self._names = frozenset(followers)
+    def __init__(self, auditor: Auditor, names: Iterable[str], on_finding: OnFinding) -> None:
+        self._auditor = auditor
+        self._names = frozenset(names)
         self._on_finding = on_finding
-        self._auditor = Auditor(address, settings, apps, followers, "lab")
         self._stop = threading.Event()
 
     def run(self) -> None:

@@ -28,18 +28,20 @@ class Hunt:
         return self.rounds[-1].first
 
     @property
+    def _last_s(self) -> float:
+        """How far the last round came until it was caught, or given up."""
+        last = self.rounds[-1]
+        return last.seconds if self.anomaly is None else last.found_s(self.anomaly)
+
+    @property
     def seconds(self) -> float:
         """Until it was caught, or given up, without the time between the rounds."""
-        last = self.rounds[-1]
-        caught_s = last.seconds if self.anomaly is None else last.found_s(self.anomaly)
-        return sum(each.seconds for each in self.rounds[:-1]) + caught_s
+        return sum(each.seconds for each in self.rounds[:-1]) + self._last_s
 
     @property
     def faults(self) -> int:
         """How many had struck by then."""
-        last = self.rounds[-1]
-        caught_s = last.seconds if self.anomaly is None else last.found_s(self.anomaly)
-        struck = [each for each in last.strikes if each.at_s <= caught_s]
+        struck = [each for each in self.rounds[-1].strikes if each.at_s <= self._last_s]
         return sum(len(each.strikes) for each in self.rounds[:-1]) + len(struck)
 
     def document(self) -> dict[str, Any]:

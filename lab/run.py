@@ -123,8 +123,7 @@ class Lab:
         self.settings = replace(self.settings, kafka_url=kafka.url)
         self._code = self._broken_code(place.folder / "checkout") if options.mutant else None
         self._workload = workload_of(self.app, options.engine, options.workload, self.settings)
-        if self._workload.topics:
-            create_topics(self._address, self._workload.topics)
+        create_topics(self._address, self._workload.topics)
         names = [f"lab-{number}" for number in range(1, most + 1)]
         wires = {name: held.enter_context(Wire(list(ports))) for name, ports in zip(names, kafka.wires, strict=True)}
         self.workers = [self._worker(name, wires[name].url) for name in names]

@@ -144,8 +144,10 @@ class Batch:
         self.pending += len(events)
 
     def done(self) -> None:
-        """Nothing is `pending` any more."""
-        self._changed.set()
+        """An agent is through with an event."""
+        self.pending -= 1
+        if not self.pending:
+            self._changed.set()
 
     def fail(self, event: Event) -> None:
         """An agent did not get through with ``event``: the whole batch is delivered again, or that event given up."""

@@ -35,11 +35,8 @@ class Event(faust.Event):
         if self.acked:
             return False
         self.acked = True
-        batch = self.batch
-        if batch is not None:
-            batch.pending -= 1
-            if not batch.pending:
-                batch.done()
+        if self.batch is not None:
+            self.batch.done()
         return True
 
 

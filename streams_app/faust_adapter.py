@@ -686,11 +686,12 @@ class Stream(faust.Stream[Any]):
 
     def events(self) -> AsyncIterator[Any]:
         """As Faust's."""
-        return self._shown(lambda event, _value: event)
+        return self._shown(lambda event, _value: self._skipped_value if event is None else event)
 
     def items(self) -> AsyncIterator[tuple[Any, Any]]:
         """As Faust's."""
-        return self._shown(lambda event, value: (None, value) if event is None else (event.key, event.value))
+        skipped = self._skipped_value
+        return self._shown(lambda event, _value: skipped if event is None else (event.key, event.value))
 
     def _shown(self, view: Callable[[Event | None, Any], Any]) -> AsyncIterator[Any]:
         """What ``view`` makes of each event and its processed value. One generator, however it is looked at."""
@@ -736,9 +737,10 @@ class Stream(faust.Stream[Any]):
                 value = event.value if event is not None else channel_value
                 if self._processors or self.join_strategy is not None:
                     value = await self._process(value)
-                if value is not skipped:
+                shown = skipped if value is skipped else view(event, value)
+                if shown is not skipped:
                     self.events_total += 1
-                    yield view(event, value)
+                    yield shown
                 self.current_event = None
                 if event is not None and (do_ack or value is skipped):
                     event.ack()

@@ -87,7 +87,7 @@ def create_topics(kafka: KafkaAddress, specs: Iterable[TopicSpec]) -> dict[str, 
     wanted, deadline_s = list(specs), time.monotonic() + _PATIENCE_S
     while True:
         try:
-            return _create_topics(kafka, wanted)
+            return _create_topics(kafka, wanted) if wanted else {}
         except (KafkaException, TimeoutError) as error:
             if isinstance(error, KafkaException) and error.args[0].code() not in _MAY_PASS:
                 raise

@@ -3,29 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-CHECKOUT = Path(__file__).parent.parent
+from tests.lab_process import run_lab
 
 
 def lab(folder: Path, *options: str) -> dict[str, Any]:
     """What a run came to."""
-    env = {name: value for name, value in os.environ.items() if name not in {"KAFKA_URL", "KAFKA_PREFIX"}}
-    done = subprocess.run(
-        [sys.executable, "-m", "faust", "-A", "streams_app", "lab", "--json", *options],
-        cwd=CHECKOUT,
-        env={**env, "STREAMS_APP_DATADIR": str(folder)},
-        capture_output=True,
-        text=True,
-        timeout=1_800,
-        check=False,
-    )
+    done = run_lab(folder, *options)
     assert done.returncode in {0, 1}, done.stderr[-2_000:]
     outcome: dict[str, Any] = json.loads(done.stdout)
     recovered = json.dumps(outcome["recovery_s"], indent=1)

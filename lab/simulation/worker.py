@@ -56,9 +56,7 @@ class Event:
         """An agent is through with it."""
         if not self.acked:
             self.acked = True
-            self.batch.pending -= 1
-            if not self.batch.pending:
-                self.batch.done()
+            self.batch.done()
 
 
 class Message(NamedTuple):
