@@ -447,9 +447,9 @@ MUTANTS = (
         "ends before the offsets",
         "",
         "streams_app/commit.py",
-        '    step("2 offsets")\n    session.send_offsets(batch.offsets(), batch.pin)\n    step("3 end")\n    session.end()\n',
-        '    step("3 end")\n    session.end()\n    session.begin()\n    session.send_offsets(batch.offsets(), batch.pin)\n'
-        "    session.end()\n",
+        '    session.send_offsets(batch.offsets(), batch.pin)\n    session.flush()\n    step("3 end")\n    session.end()\n',
+        '    session.flush()\n    step("3 end")\n    session.end()\n    session.begin()\n'
+        "    session.send_offsets(batch.offsets(), batch.pin)\n    session.end()\n",
         simulated=Simulated("exactly_once"),
         lab=UnderFaults("EndTxn lost"),
     ),

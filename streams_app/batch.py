@@ -196,9 +196,14 @@ class Batch:
             self.set_aside.pop((tp, message.offset), None)
         return cut
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether every delivered event is done, or one has failed."""
+        return not self.pending or self.failure is not None or self.trouble is not None
+
     async def settled(self) -> None:
-        """Wait until every delivered event is done, or one has failed."""
-        while self.pending and self.failure is None and self.trouble is None:
+        """Wait until it `is_settled`."""
+        while not self.is_settled:
             self._changed.clear()
             await self._changed.wait()
 

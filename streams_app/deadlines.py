@@ -13,15 +13,22 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any, TypeVar
+from queue import SimpleQueue
+from typing import Any, TypeAlias, TypeVar
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 #: librdkafka's own time-out gets that much more time to be kept.
 _GRACE_S = 1.0
+
+#: What a thread is asked to call, and where its answer goes.
+_Calls: TypeAlias = "SimpleQueue[tuple[Future[Any], Any, Any]]"
+#: Threads that wait for a call. Those that hang are not among them; so there are as many as have been needed at a time.
+_idle: deque[_Calls] = deque()
 
 
 def within(timeout_s: float, call: Callable[..., T], *args: Any) -> T:
@@ -31,7 +38,12 @@ def within(timeout_s: float, call: Callable[..., T], *args: Any) -> T:
         TimeoutError: it did not return; it may still do so at any time, or never.
     """
     answer: Future[T] = Future()
-    threading.Thread(target=_answer, args=(answer, call, args), name="librdkafka", daemon=True).start()
+    try:
+        caller = _idle.pop()
+    except IndexError:
+        caller = SimpleQueue()
+        threading.Thread(target=_serve, args=(caller,), name="librdkafka", daemon=True).start()
+    caller.put((answer, call, args))
     try:
         return answer.result(timeout_s + _GRACE_S)
     except TimeoutError:
@@ -41,16 +53,26 @@ def within(timeout_s: float, call: Callable[..., T], *args: Any) -> T:
         del answer  # has the error, whose traceback leads here: see _answer
 
 
-def _answer(answer: Future[Any] | None, call: Any, args: Any) -> None:
+def _serve(calls: _Calls) -> None:
+    """A thread: one call after the other, as long as they return."""
+    while True:
+        _answer(calls, *calls.get())
+
+
+def _answer(calls: _Calls, answer: Future[Any] | None, call: Any, args: Any) -> None:
     assert answer is not None
     try:
-        answer.set_result(call(*args))
+        result = call(*args)
     except BaseException as error:  # noqa: BLE001 - handed over to who waits
+        _idle.append(calls)
         answer.set_exception(error)
+    else:
+        _idle.append(calls)
+        answer.set_result(result)
     finally:
         # The error's traceback leads here: with this circle the client would live until the garbage is collected, and then
         # be destroyed by whoever collects it.
-        answer = call = args = None
+        answer = call = args = result = None
 
 
 def discard(client: Any, last_call: str | None = None) -> None:

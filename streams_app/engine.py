@@ -59,10 +59,19 @@ T = TypeVar("T")
 
 _FETCH_WAIT_MS = 500
 _FIRST_CHUNK_EVENTS, _LARGEST_CHUNK_EVENTS = 128, 4_096
+#: Turns of the loop after which agents that await nothing are through with a small chunk.
+_QUICK_TURNS = 3
 #: Outputs and table writes wait in memory until the barrier: at this many the batch is full.
 _BATCH_MAX_OUTPUTS = 200_000
 _RETRY_S, _LONGEST_RETRY_S = 0.1, 5.0
 _LONGEST_INTERVAL_S = 1.0
+#: From the end of a commit to the next one, where little comes in. The brokers finish a transaction after they have answered,
+#: and turn the next one away until then; and few events shall not give them more to do than many.
+_LEAST_REST_S = 0.005
+#: Meanwhile, between two looks at the input: to be handed each record by itself costs more than to process it.
+_GLANCE_S = 0.01
+#: aiokafka has fetched ahead what had come by the last look. What has come since is there that soon.
+_LAST_LOOK_MS = 2
 _FINISH_S = 8.0
 
 
@@ -369,6 +378,9 @@ class Engine(Service):
         # Where commits are slow, by a busy machine or far brokers, agents still get half of the time.
         interval_s = max(self.app.settings.commit_interval_ms / 1000, min(self._commit_took_s, _LONGEST_INTERVAL_S))
         until_s = time.monotonic() + interval_s
+        if self._guarantee.claims_first and fetched is not None and fetched.drained:
+            await asyncio.sleep(_LEAST_REST_S - self._pipeline.rested_s)
+        last_look = False
         while fetched is not None:
             if fetched.pin != batch.pin:
                 raise PartitionsLost(f"fetched under {fetched.pin}, into a batch of {batch.pin}")
@@ -381,9 +393,18 @@ class Engine(Service):
             await self._settle(batch, fetched, assignment, until_s)
             now_s = time.monotonic()
             self._adapt_chunk(now_s - chunk_started_s, interval_s)
-            if batch.pending or batch.failure or fetched.drained or now_s >= until_s or self._is_full(batch):
+            if batch.pending or batch.failure or now_s >= until_s or self._is_full(batch):
                 return
-            fetched = await self._fetch(assignment, int((until_s - now_s) * 1000))
+            if not fetched.drained:
+                wait_ms = int((until_s - now_s) * 1000)
+            elif self._pipeline.rested_s < _LEAST_REST_S:
+                await asyncio.sleep(_GLANCE_S)
+                wait_ms = 0
+            elif not last_look:
+                last_look, wait_ms = True, _LAST_LOOK_MS
+            else:
+                return
+            fetched = await self._fetch(assignment, wait_ms)
 
     def _adapt_chunk(self, took_s: float, interval_s: float) -> None:
         """Slow agents get few events at a time, so that little is taken back; quick ones many."""
@@ -450,8 +471,10 @@ class Engine(Service):
         When the interval is over, what no agent has begun is taken back; so it is when the assignment ends, and then what
         they have in hand is not waited for any longer than the revoke's time-out.
         """
-        if not batch.pending or batch.failure:
-            return
+        for _ in range(_QUICK_TURNS):
+            if batch.is_settled:
+                return
+            await asyncio.sleep(0)
         settled = asyncio.ensure_future(batch.settled())
         over = assignment.over.wait, self._finishing.wait
         while True:

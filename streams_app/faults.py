@@ -2,14 +2,17 @@
 
 ``STREAMS_APP_FAULT="kill 3 end"`` ends it there as by ``kill -9``, with nothing flushed and nobody told;
 ``"stop 2 offsets@5"`` freezes it, the fifth time it comes by, until somebody sends SIGCONT. Off unless the variable is set.
+What librdkafka was handed before has time to leave: so it is known what the brokers have.
 """
 
 from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable, Mapping
 
+_TO_LEAVE_S = 0.2
 _SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}
 
 
@@ -30,6 +33,7 @@ def armed(env: Mapping[str, str] = os.environ) -> Callable[[str], None]:
         if reached == name:
             remaining -= 1
             if not remaining:
+                time.sleep(_TO_LEAVE_S)
                 os.kill(os.getpid(), _SIGNALS[action])
 
     return step

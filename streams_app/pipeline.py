@@ -12,6 +12,7 @@ and if that failed, it goes with it. So there are never more than two, and what 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 
 from streams_app.batch import Batch
@@ -26,6 +27,7 @@ class Pipeline:
         self._committing: Batch | None = None
         self._filling: Batch | None = None
         self._task: asyncio.Future[None] | None = None
+        self._ended_s = float("-inf")
 
     def fill(self, batch: Batch) -> None:
         """This is the next one."""
@@ -45,9 +47,16 @@ class Pipeline:
             if self._filling is not None:
                 self._filling.hopeless(error)  # nobody waits for its agents, or blames its events
             raise
+        finally:
+            self._ended_s = time.monotonic()
         self._committing = None
         if self._filling is not None:
             self._filling.over(None)
+
+    @property
+    def rested_s(self) -> float:
+        """Seconds since the last commit has ended; 0 while one is under way."""
+        return 0.0 if self._task is not None and not self._task.done() else time.monotonic() - self._ended_s
 
     @property
     def failed(self) -> bool:

@@ -159,6 +159,8 @@ class Session:
             # Bounded by the transaction, and all of it in memory at once: prepare produces a whole batch, then flushes.
             "queue.buffering.max.messages": 1_000_000,
             "linger.ms": 5,
+            # A transaction that begins before the brokers have finished the last one is turned away and tries again.
+            "retry.backoff.ms": 10,
             "compression.type": "lz4",
             "partitioner": "murmur2_random",
             **config,
