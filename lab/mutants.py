@@ -189,8 +189,8 @@ MUTANTS = (
         "has no barrier",
         "",
         "streams_app/engine.py",
-        "        if not batch.pending or batch.failure:\n            return\n        settled",
-        "        batch.pending = 0\n        return\n        settled",
+        "        for _ in range(_QUICK_TURNS):\n",
+        "        batch.pending = 0\n        return\n        for _ in range(_QUICK_TURNS):\n",
         test="test_exactly_once.py::test_a_terminated_worker_commits_and_leaves_the_group",
         lab=UnderFaults("none"),
     ),
@@ -523,8 +523,9 @@ MUTANTS = (
         "does not fence its tables at least once",
         "",
         "streams_app/commit.py",
+        "    session.send_offsets(batch.offsets(), batch.pin)\n    session.flush()\n    step",
+        "    session.flush()\n    session.end()\n    session.begin()\n"
         "    session.send_offsets(batch.offsets(), batch.pin)\n    step",
-        "    session.end()\n    session.begin()\n    session.send_offsets(batch.offsets(), batch.pin)\n    step",
         simulated=Simulated("at_least_once"),
     ),
     Mutant(

@@ -49,6 +49,8 @@ class App(HostApp):
         #: Set from KAFKA_URL; the worker sets it to the embedded Kafka where that is unset.
         self.kafka = KafkaAddress.parse(self.settings.kafka_url or "kafka://127.0.0.1:9092")
         self.declared: dict[str, Topic] = {}
+        #: Asked for each event; an assignment makes it forget them, as topics that grow cause one.
+        self.partition_counts: dict[str, int] = {}
         super().__init__(
             f"{self.settings.kafka_prefix}{id}",
             **{
@@ -191,7 +193,14 @@ class App(HostApp):
 
     def partitions_of(self, topic: str) -> int | None:
         """Number of partitions of a topic (its declared name, without prefix, will do), once the consumer knows it."""
-        return self.input.topic_partitions(topic) or self.input.topic_partitions(self.settings.kafka_prefix + topic)
+        count = self.partition_counts.get(topic)
+        if count is None:
+            count = self.input.topic_partitions(topic) or self.input.topic_partitions(
+                self.settings.kafka_prefix + topic
+            )
+            if count is not None:
+                self.partition_counts[topic] = count
+        return count
 
     @property
     def input(self) -> Consumer:

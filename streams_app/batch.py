@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 #: Kafka's own default for the size of a message, less its overhead: what is larger would abort the whole batch at produce.
 MAX_RECORD_BYTES = 1_000_000 - 512
 
+#: Distinct from None, which deletes; and from any stored bytes.
+_NOT_WRITTEN = b"not written"
+
 
 class Overlay:
     """Uncommitted writes over one store."""
@@ -51,13 +54,10 @@ class Overlay:
 
     def get(self, key: bytes) -> bytes | None:
         """The stored bytes of ``key`` as the batch sees them."""
-        try:
-            return self.writes[key]
-        except KeyError:
-            below = self.below
-            if below is not None and key in below.writes:
-                return below.writes[key]
-            return self.store.get(key)
+        written = self.writes.get(key, _NOT_WRITTEN)
+        if written is _NOT_WRITTEN and self.below is not None:
+            written = self.below.writes.get(key, _NOT_WRITTEN)
+        return self.store.get(key) if written is _NOT_WRITTEN else written
 
     def items(self) -> Iterator[tuple[bytes, bytes]]:
         """All keys as the batch sees them: those of the store first, its own last."""
@@ -81,7 +81,8 @@ class Overlay:
         It never runs backwards: an entry is not older than what was seen before it, so it never expires too early. And it
         never runs ahead of this machine's clock: one record dated to next year would expire everything.
         """
-        self.clock_ms = max(self.clock_ms, min(timestamp_ms, int(time.time() * 1000)))
+        if timestamp_ms > self.clock_ms:
+            self.clock_ms = max(self.clock_ms, min(timestamp_ms, int(time.time() * 1000)))
         return self.clock_ms.to_bytes(TIME_BYTES)
 
 

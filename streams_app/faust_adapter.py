@@ -356,6 +356,7 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
         """In the main thread: tell Faust's parts, then the engine."""
         app = self.app
         app.consumer_generation_id = assignment.pin.generation
+        app.partition_counts.clear()
         partitions = set(assignment.partitions)
         revoked, newly_assigned = app._update_assignment(partitions)
         await app.agents.on_rebalance(revoked, newly_assigned)

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, cast
 import faust
 from faust.exceptions import ImproperlyConfigured
 
-from streams_app.batch import Overlay, check_size
+from streams_app.batch import MAX_RECORD_BYTES, Overlay, check_size
 from streams_app.codecs import Codec, key_codec, value_codec
 from streams_app.errors import DeadBatchError, StoreCorrupted, StoreFailed
 from streams_app.events import Event, in_hand
@@ -39,10 +39,10 @@ class TableData:
         self._values: Codec = value_codec(table.app, table.value_type, table.value_serializer)
 
     def __getitem__(self, key: Any) -> Any:
-        stored = self._stored(self._keys.encode(key))
-        if stored is None:
+        value = self.get(key, _MISSING)
+        if value is _MISSING:
             raise KeyError(key)
-        return self._values.decode(stored[self._skip :])
+        return value
 
     def get(self, key: Any, default: Any = None) -> Any:
         """The value of ``key``, or ``default``."""
@@ -55,7 +55,8 @@ class TableData:
         event = self._event_in_hand()
         overlay = self._overlay(event)
         key_bytes, stored = self._keys.encode(key), self._values.encode(value)
-        check_size(self._changelog, key_bytes, stored)
+        if len(key_bytes) + len(stored) > MAX_RECORD_BYTES:
+            check_size(self._changelog, key_bytes, stored)
         if self._skip:
             stored = overlay.time(int(event.message.timestamp * 1000)) + stored
         overlay.writes[key_bytes] = stored
@@ -99,8 +100,8 @@ class TableData:
         return event if event is not None and event.batch is not None and event.app is self._app else None
 
     def _stored(self, key: bytes) -> bytes | None:
-        event = self._event()
-        if event is not None:
+        event = in_hand.get()
+        if event is not None and event.batch is not None and event.app is self._app:
             try:
                 return self._overlay(event).get(key)
             except (StoreCorrupted, StoreFailed) as error:
@@ -124,16 +125,16 @@ class TableData:
 
     def _event_in_hand(self) -> Event:
         event = in_hand.get()
+        if event is not None and event.batch is not None and event.app is self._app:
+            return event
         if event is None or event.batch is None:
             raise TypeError(
                 f"table {self._table} was written outside of an agent; send an event to an agent that writes it"
             )
-        if event.app is not self._app:
-            raise ImproperlyConfigured(
-                f"table {self._table} is kept by {self._app.conf.id}, and an agent of {event.app.conf.id} wrote it; send an "
-                "event to an agent of the table's own app, and let that write"
-            )
-        return event
+        raise ImproperlyConfigured(
+            f"table {self._table} is kept by {self._app.conf.id}, and an agent of {event.app.conf.id} wrote it; send an "
+            "event to an agent of the table's own app, and let that write"
+        )
 
     def _hopeless(self, event: Event, error: StoreCorrupted | StoreFailed) -> DeadBatchError:
         """The disk's fault is not the event's: else it would be set aside."""

@@ -13,7 +13,7 @@ from faust.types import FutureMessage, Message, PendingMessage, RecordMetadata
 
 from streams_app.batch import Batch
 from streams_app.codecs import UndecodableError, encode_struct, is_struct, key_codec, value_codec
-from streams_app.events import current_batch
+from streams_app.events import current_batch, in_hand
 from streams_app.faust_adapter import record_metadata
 from streams_app.session import Output, header_pairs
 
@@ -58,8 +58,13 @@ class Topic(faust.Topic):
         return Sent(record_metadata(self.get_topic_name(), -1, _OFFSET_UNKNOWN, None))
 
     @cached_property
-    def _text_keys(self) -> bool:
-        """Whether text is its own UTF-8 as a key, as with Faust's default serializer; asked once, not for each send."""
+    def _name(self) -> str:
+        """The topic's name, asked once, not for each send."""
+        return self.get_topic_name()
+
+    @cached_property
+    def _is_plain(self) -> bool:
+        """Whether text is its own UTF-8 as a key, as with Faust's default serializer."""
         return (getattr(self.schema, "key_serializer", None) or self.app.conf.key_serializer) == "raw"
 
     def decode_message(self, message: Message) -> tuple[Any, Any]:
@@ -105,21 +110,22 @@ class Topic(faust.Topic):
         **codecs: Any,
     ) -> Awaitable[RecordMetadata]:
         """See the class; the arguments are those of `faust.Topic.send`."""
-        batch = current_batch()
+        event = in_hand.get()
+        batch = None if event is None else event.batch
         if batch is None:
             place = {"partition": partition, "timestamp": timestamp, "headers": headers, "callback": callback}
             return await super().send(key=key, value=value, **place, **codecs)
         if callback is None and partition is None and timestamp is None:
             if (
                 headers is None
-                and not codecs
                 and type(key) is str
-                and self._text_keys
                 and isinstance(value, msgspec.Struct)
+                and self._is_plain
+                and not codecs
             ):
-                batch.send(Output(self.get_topic_name(), key.encode(), encode_struct(value)))  # the most frequent case
+                batch.send(Output(self._name, key.encode(), encode_struct(value)))  # the most frequent case
             else:
-                batch.send(Output(self.get_topic_name(), *self._encode(key, value, headers, **codecs)))
+                batch.send(Output(self._name, *self._encode(key, value, headers, **codecs)))
             return self._sent
         return Sent(self._send_in(batch, key, value, partition, timestamp, headers, callback, **codecs).result())
 
@@ -173,7 +179,7 @@ class Topic(faust.Topic):
     ) -> tuple[Any, Any, None, None, Any]:
         """The parts of an `Output` behind the topic; ``force`` means nothing here: nothing is attached to offsets."""
         open_headers = None if headers is None else self.prepare_headers(headers)
-        if self._text_keys and type(key) is str and key_serializer is None and schema is None:
+        if self._is_plain and type(key) is str and key_serializer is None and schema is None:
             key_bytes: Any = key.encode()
         else:
             key_bytes, open_headers = self.prepare_key(key, key_serializer, schema, open_headers)
