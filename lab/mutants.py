@@ -191,7 +191,7 @@ MUTANTS = (
         "streams_app/engine.py",
         "        for _ in range(_QUICK_TURNS):\n",
         "        batch.pending = 0\n        return\n        for _ in range(_QUICK_TURNS):\n",
-        test="test_exactly_once.py::test_a_terminated_worker_commits_and_leaves_the_group",
+        test="test_engine.py::test_nothing_is_taken_back_before_an_agent_has_begun",
         lab=UnderFaults("none"),
     ),
     Mutant(
@@ -465,8 +465,17 @@ MUTANTS = (
         "writes a checkpoint of what was fetched, not of what was applied",
         "9",
         "streams_app/restore.py",
-        "for record in chunk], chunk[-1].offset)",
-        "for record in chunk], chunk[-1].offset + 1)",
+        "map(_value, records), timestamps_ms, offset)",
+        "map(_value, records), timestamps_ms, offset + 1)",
+        simulated=Simulated("exactly_once"),
+    ),
+    Mutant(
+        "restores up to any end, behind which a transaction is open",
+        "8",
+        "streams_app/restore.py",
+        "            if end >= ends[tp]:\n",
+        "            if True:\n",
+        test="test_brokers.py::test_a_restore_waits_for_open_transactions_below_its_end[commit]",
         simulated=Simulated("exactly_once"),
     ),
     Mutant(

@@ -275,7 +275,7 @@ class Engine(Service):
         with contextlib.closing(Offsets(app.kafka.librdkafka(), app.conf.id)) as offsets:
             self._open_stores(changelogs, offsets.topic_ids({tp.topic for tp in changelogs}))
             from_latest = str(app.conf.consumer_auto_offset_reset) == "latest"
-            start = Start(offsets, self._guarantee, app.kafka.aiokafka(), from_latest=from_latest)
+            start = Start(offsets, self._guarantee, app.kafka.librdkafka(), from_latest=from_latest)
             stores = cast("dict[tuple[str, int], Store]", self._stores)
             return start.run(assignment.pin, [*inputs], stores, lambda: self._is_over(assignment))
 

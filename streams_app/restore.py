@@ -1,29 +1,48 @@
 """Restore: bringing a store from its checkpoint to the end of its changelog.
 
-Runs in a thread and an event loop of its own, so that heartbeats go on. Reads committed records only, up to the *high
-watermark* at the start: behind an open transaction the reading waits until that has ended, with a deadline on no progress.
-"Last record = end − 1" would never come true, as transaction markers take offsets too: positions are compared, and only
-what was applied, never what was merely fetched, becomes a checkpoint.
+Reads committed records only, up to the *high watermark* at the start: behind an open transaction the reading waits until that
+has ended, with a deadline on no progress. "Last record = end − 1" would never come true, as transaction markers take offsets
+too: the reader is asked where it found the end for now. Only what was applied, never what was merely fetched, becomes a
+checkpoint.
+
+librdkafka fetches and decompresses in threads of its own, outside of Python's lock; what is done here is done for whole runs
+of records of one partition.
 """
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import groupby
+from operator import methodcaller
 from typing import Any
 
-from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
+from streams_app.deadlines import discard
 from streams_app.errors import KafkaUnreachable
-from streams_app.faust_adapter import end_consumer
-from streams_app.store import Restored, Store
+from streams_app.store import Store
 
 TP = tuple[str, int]
 
-_CHUNK_RECORDS = 20_000
+#: So many at most, or what came within that time.
+_CHUNK_RECORDS, _CHUNK_S = 20_000, 0.02
 _NO_PROGRESS_S = 90.0
-_POLL_MS = 200
+_READER = {
+    "group.id": "streams-app-restore",  # the client wants one; nothing is ever committed for it
+    "enable.auto.commit": False,
+    "enable.auto.offset.store": False,
+    "enable.partition.eof": True,
+    "isolation.level": "read_committed",
+    "auto.offset.reset": "earliest",
+    # The end of a partition is told when the broker has waited that long for more.
+    "fetch.wait.max.ms": 10,
+    # Bounded, and filled up again as soon as there is room: by default only a second later.
+    "queued.max.messages.kbytes": 32_768,
+    "fetch.queue.backoff.ms": 10,
+}
+_error, _topic, _partition = methodcaller("error"), methodcaller("topic"), methodcaller("partition")
+_key, _value, _timestamp = methodcaller("key"), methodcaller("value"), methodcaller("timestamp")
 
 
 def restore(
@@ -34,64 +53,72 @@ def restore(
     on_progress: Callable[[int], None],
     cancelled: Callable[[], bool],
 ) -> None:
-    """Read the changelogs ``starts[tp] … ends[tp]`` into their stores; blocks. ``config`` is aiokafka's.
+    """Read the changelogs ``starts[tp] … ends[tp]`` into their stores; blocks. ``config`` is librdkafka's.
 
     Returns early when ``cancelled()`` says so; what was applied by then is kept, with its checkpoint.
 
     Raises:
         KafkaUnreachable: no progress within the deadline.
+        KafkaException: a partition cannot be read.
     """
     behind = {tp for tp in stores if starts[tp] < ends[tp]}
     if behind:
-        asyncio.run(_restore(config, stores, {tp: starts[tp] for tp in behind}, ends, on_progress, cancelled))
+        reader = Consumer({**config, **_READER})
+        try:
+            reader.assign([TopicPartition(*tp, starts[tp]) for tp in behind])
+            _read(reader, stores, behind, ends, on_progress, cancelled)
+        finally:
+            discard(reader, "close")
     for store in stores.values():
         store.finish_restore()
 
 
-async def _restore(
-    config: Mapping[str, Any],
+def _read(
+    reader: Consumer,
     stores: Mapping[TP, Store],
-    starts: Mapping[TP, int],
+    behind: set[TP],
     ends: Mapping[TP, int],
     on_progress: Callable[[int], None],
     cancelled: Callable[[], bool],
 ) -> None:
-    partitions = {TopicPartition(*tp): tp for tp in starts}
-    consumer = AIOKafkaConsumer(
-        **config,
-        group_id=None,
-        enable_auto_commit=False,
-        isolation_level="read_committed",
-        auto_offset_reset="earliest",
+    deadline_s = time.monotonic() + _NO_PROGRESS_S
+    while behind and not cancelled():
+        messages = reader.consume(_CHUNK_RECORDS, _CHUNK_S)
+        for tp, records in _runs([message for message in messages if _error(message) is None]):
+            _apply(stores[tp], records)
+            on_progress(len(records))
+        for tp, end in _ended(messages):
+            if end >= ends[tp]:
+                behind.discard(tp)
+        if messages:
+            deadline_s = time.monotonic() + _NO_PROGRESS_S
+        elif time.monotonic() > deadline_s:
+            raise KafkaUnreachable(f"restore of {sorted(behind)} made no progress for {_NO_PROGRESS_S:g} s")
+
+
+def _runs(records: Sequence[Message]) -> Iterator[tuple[TP, list[Message]]]:
+    """Records that came one behind the other from one partition."""
+    for partition, of_partitions in groupby(records, _partition):
+        for topic, of_topic in groupby(of_partitions, _topic):
+            yield (topic, partition), list(of_topic)
+
+
+def _ended(messages: Sequence[Message]) -> Iterator[tuple[TP, int]]:
+    """The partitions of which there is no more for now, and where they end."""
+    for message in messages:
+        error = message.error()
+        if error is None:
+            continue
+        topic, partition, offset = message.topic(), message.partition(), message.offset()
+        if error.code() != KafkaError._PARTITION_EOF or topic is None or partition is None or offset is None:
+            raise KafkaException(error)
+        yield (topic, partition), offset
+
+
+def _apply(store: Store, records: Sequence[Message]) -> None:
+    timestamps_ms = (
+        [timestamp_ms for _, timestamp_ms in map(_timestamp, records)] if store.expires_ms is not None else ()
     )
-    await consumer.start()
-    try:
-        consumer.assign(list(partitions))
-        for partition, tp in partitions.items():
-            consumer.seek(partition, starts[tp])
-        deadline_s = time.monotonic() + _NO_PROGRESS_S
-        while partitions and not cancelled():
-            records = await consumer.getmany(*partitions, timeout_ms=_POLL_MS, max_records=_CHUNK_RECORDS)
-            for partition, chunk in records.items():
-                _apply(stores[partitions[partition]], chunk)
-                on_progress(len(chunk))
-            finished = []
-            for partition, tp in partitions.items():
-                if await consumer.position(partition) >= ends[tp]:
-                    finished.append(partition)
-            if records or finished:
-                deadline_s = time.monotonic() + _NO_PROGRESS_S
-            for partition in finished:
-                # Pausing keeps the fetcher from reading what is written behind the end in the meantime.
-                consumer.pause(partition)
-                del partitions[partition]
-            if time.monotonic() > deadline_s:
-                raise KafkaUnreachable(
-                    f"restore of {sorted(partitions.values())} made no progress for {_NO_PROGRESS_S:g} s"
-                )
-    finally:
-        await end_consumer(consumer)
-
-
-def _apply(store: Store, chunk: Sequence[ConsumerRecord]) -> None:
-    store.restore([Restored(record.key, record.value, record.timestamp) for record in chunk], chunk[-1].offset)
+    offset = records[-1].offset()
+    assert offset is not None
+    store.restore(map(_key, records), map(_value, records), timestamps_ms, offset)

@@ -58,14 +58,6 @@ class Checkpoint(NamedTuple):
     topic_id: str
 
 
-class Restored(NamedTuple):
-    """A changelog record on its way into a store."""
-
-    key: bytes
-    value: bytes | None
-    timestamp_ms: int
-
-
 class Store:
     """The committed values of one partition of one table."""
 
@@ -138,15 +130,23 @@ class Store:
         with self._disk():
             self._db.write(batch)
 
-    def restore(self, records: Iterable[Restored], offset: int) -> None:
-        """Apply changelog records up to ``offset``, without a log: `finish_restore` makes them last."""
+    def restore(
+        self, keys: Iterable[bytes], values: Iterable[bytes | None], timestamps_ms: Iterable[int], offset: int
+    ) -> None:
+        """Apply changelog records up to ``offset``, without a log: `finish_restore` makes them last.
+
+        Timestamps count in a table that expires only.
+        """
+        writes: dict[bytes, bytes | None]
         if self.expires_ms is None:
-            writes = {record.key: record.value for record in records}
+            writes = dict(zip(keys, values, strict=True))
         else:
             writes = {
-                record.key: None if record.value is None else record.timestamp_ms.to_bytes(TIME_BYTES) + record.value
-                for record in records
+                key: None if value is None else timestamp_ms.to_bytes(TIME_BYTES) + value
+                for key, value, timestamp_ms in zip(keys, values, timestamps_ms, strict=True)
             }
+        # In their order RocksDB takes them in twice as fast.
+        writes = {key: writes[key] for key in sorted(writes)}
         batch = WriteBatch(raw_mode=True)
         self._put_values(batch, writes)
         self._put_checkpoint(batch, offset)

@@ -16,7 +16,7 @@ from streams_app.batch import Overlay
 from streams_app.commit import expire
 from streams_app.errors import StoreCorrupted
 from streams_app.start import trusted_start
-from streams_app.store import BLOCK_CACHE, BLOCK_CACHE_BYTES, Restored, Store, local_stores, read_only_copy, store_path
+from streams_app.store import BLOCK_CACHE, BLOCK_CACHE_BYTES, Store, local_stores, read_only_copy, store_path
 
 DAY_MS = 24 * 60 * 60 * 1000
 
@@ -53,9 +53,9 @@ def test_a_write_whose_offset_is_unknown_leaves_the_checkpoint(store: Store) -> 
 KILLED_AFTER_PUBLISH = """
 import os, signal, sys
 from pathlib import Path
-from streams_app.store import Restored, Store
+from streams_app.store import Store
 store = Store(Path(sys.argv[1]), topic_id="topic")
-store.restore([Restored(b"k%d" % n, b"v", 0) for n in range(1000)], 999)
+store.restore([b"k%d" % n for n in range(1000)], [b"v"] * 1000, [], 999)
 {finish}
 store.publish({{b"k0": b"new"}}, [], 1000)
 os.kill(os.getpid(), signal.SIGKILL)
@@ -116,7 +116,7 @@ def test_a_store_that_turns_out_corrupt_is_wiped(tmp_path: Path) -> None:
     """Found while it is in use: what it holds cannot be trusted, and the changelog has it all."""
     path = tmp_path / "0"
     store = Store(path, topic_id="topic")
-    store.restore([Restored(b"a%d" % number, random.randbytes(1000), 0) for number in range(2000)], 7)
+    store.restore([b"a%d" % n for n in range(2000)], [random.randbytes(1000) for _ in range(2000)], [], 7)
     store.finish_restore()
     store.close()
     [table] = path.glob("*.sst")
@@ -213,7 +213,7 @@ def test_time_does_not_run_backwards(tmp_path: Path) -> None:
 def test_a_restored_store_expires_as_the_one_that_wrote_the_changelog(tmp_path: Path) -> None:
     """The time of a value is its changelog record's timestamp, so it outlives the disk."""
     store = Store(tmp_path / "0", topic_id="topic", expires_ms=1_000)
-    store.restore([Restored(b"old", b"value", 5_000), Restored(b"new", b"value", 5_900)], 1)
+    store.restore([b"old", b"new"], [b"value", b"value"], [5_000, 5_900], 1)
     store.finish_restore()
     overlay = Overlay(store, "changelog")
     remember(overlay, b"next", 6_500)
@@ -226,7 +226,7 @@ def test_all_stores_of_a_process_share_one_bounded_cache(tmp_path: Path) -> None
     """RocksDB's own default is one for each: with a few dozen partitions the process runs out of memory."""
     stores = [Store(tmp_path / str(number), topic_id="topic") for number in range(4)]
     for store in stores:
-        store.restore([Restored(b"%06d" % n, b"x" * 4_000, 0) for n in range(10_000)], 10_000)
+        store.restore([b"%06d" % n for n in range(10_000)], [b"x" * 4_000] * 10_000, [], 10_000)
         store.finish_restore()
         assert sum(1 for _ in store.items()) == 10_000
     used_bytes = BLOCK_CACHE.get_usage()

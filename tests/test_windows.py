@@ -33,7 +33,7 @@ from streams_app.commit import changelog_records, expire
 from streams_app.events import Event, in_hand
 from streams_app.session import Pin
 from streams_app.settings import Settings
-from streams_app.store import Restored, Store
+from streams_app.store import Store
 from streams_app.windows import AHEAD_S, CLOCK_ROW, TimeWindow, WindowedTable, split_window_key, to_ms
 from tests.rig import Rig, wait_until
 
@@ -74,7 +74,7 @@ class Partition:
         self.views = views.relative_to_field(PageView.at)
         self.table: Any = views.table
         self.path = folder / self.table.name
-        self.changelog: list[Restored] = []
+        self.changelog: list[tuple[bytes, bytes | None, int]] = []
         #: What this machine's clock says.
         self.clock_s = NOW_S
         self._open()
@@ -109,7 +109,7 @@ class Partition:
         for overlay in self.batch.overlays.values():
             stale = expire(overlay)
             written = changelog_records(overlay, int(self.clock_s * 1000))
-            self.changelog += [Restored(*record) for record in written]
+            self.changelog += written
             self.store.publish(overlay.writes, stale, len(self.changelog) - 1)
         self._begin()
 
@@ -130,9 +130,10 @@ class Partition:
         self.store.close()
         shutil.rmtree(self.path)
         self._open()
-        compacted = {record.key: record for record in self.changelog}
-        self.changelog = [record for record in self.changelog if compacted[record.key] is record and record.value]
-        self.store.restore(self.changelog, len(self.changelog) - 1)
+        compacted = {record[0]: record for record in self.changelog}
+        self.changelog = [record for record in self.changelog if compacted[record[0]] is record and record[1]]
+        columns = zip(*self.changelog, strict=True) if self.changelog else ((), (), ())
+        self.store.restore(*columns, len(self.changelog) - 1)
         self.store.finish_restore()
 
     def rows(self) -> dict[tuple[str, float], int]:
@@ -143,7 +144,7 @@ class Partition:
 
     def tombstones(self) -> set[tuple[str, float]]:
         """Page and start of the windows that the changelog deletes."""
-        dead = (split_window_key(record.key) for record in self.changelog if record.value is None)
+        dead = (split_window_key(record[0]) for record in self.changelog if record[1] is None)
         return {(key.decode(), start_s) for key, start_s in dead}
 
 

@@ -489,49 +489,39 @@ class _Settings:
 
 
 class ChangelogReader:
-    """`aiokafka.AIOKafkaConsumer`, reading committed records of assigned partitions."""
+    """`confluent_kafka.Consumer`, reading committed records of assigned partitions, and telling their ends."""
 
-    def __init__(self, **_config: object) -> None:
+    def __init__(self, _config: object) -> None:
         self._process = running()
-        self._positions: dict[Any, int] = {}
-        self._paused: set[Any] = set()
+        self._positions: dict[TP, int] = {}
+        #: The last end of each partition that was told: once each.
+        self._ends: dict[TP, int] = {}
 
-    async def start(self) -> None:
+    def close(self) -> None:
         """Nothing to do."""
 
-    async def stop(self) -> None:
-        """Nothing to do."""
+    def assign(self, partitions: Iterable[TopicPartition]) -> None:
+        """Read these."""
+        self._positions = {TP(each.topic, each.partition): each.offset for each in partitions}
 
-    def assign(self, partitions: Iterable[Any]) -> None:
-        """Read these, from where they are sought."""
-
-    def seek(self, partition: Any, offset: int) -> None:
-        """Read from there."""
-        self._positions[partition] = offset
-
-    def pause(self, partition: Any) -> None:
-        """Read no more of it."""
-
-    async def position(self, partition: Any) -> int:
-        """Behind all that was given, and behind the markers that follow."""
-        return self._positions[partition]
-
-    async def getmany(self, *partitions: Any, timeout_ms: int, max_records: int) -> dict[Any, list[Any]]:
-        """Some records; after the time none."""
-        found: dict[Any, list[Any]] = {}
-        for partition in partitions:
-            tp, start = TP(partition.topic, partition.partition), self._positions[partition]
+    def consume(self, _most: int, timeout_s: float) -> list[Changelogged]:
+        """Some records, and the ends that were found; after the time none."""
+        found: list[Changelogged] = []
+        for tp, start in self._positions.items():
             apply = partial(self._process.broker.read, tp, start, _FOR_EVER, _RESTORE_CHUNK)
             try:
-                records, self._positions[partition] = ask(
+                records, position = ask(
                     self._process, f"Fetch {tp[0]}-{tp[1]} from {start}", apply, self._process.world.now_s + 30, _nobody
                 )
             except NoAnswer:
                 continue
-            if records:
-                found[partition] = [Changelogged(each.key, each.value, 0, offset) for offset, each in records]
+            self._positions[tp] = position
+            found += [Changelogged(tp, offset, each.key, each.value) for offset, each in records]
+            if not records and self._ends.get(tp) != position:
+                self._ends[tp] = position
+                found.append(Changelogged(tp, position, ending=KafkaError(KafkaError._PARTITION_EOF)))
         if not found:
-            self._process.sleep(timeout_ms / 1000)
+            self._process.sleep(timeout_s)
         return found
 
 
@@ -539,9 +529,38 @@ _FOR_EVER = 1 << 60
 
 
 class Changelogged(NamedTuple):
-    """`aiokafka.ConsumerRecord`."""
+    """`confluent_kafka.Message`: a record, or the report of an end."""
 
-    key: bytes
-    value: bytes | None
-    timestamp: int
-    offset: int
+    tp: TP
+    at: int
+    key_bytes: bytes | None = None
+    value_bytes: bytes | None = None
+    ending: KafkaError | None = None
+
+    def error(self) -> KafkaError | None:
+        """Set in a report."""
+        return self.ending
+
+    def topic(self) -> str:
+        """Where it is from."""
+        return self.tp.topic
+
+    def partition(self) -> int:
+        """Where it is from."""
+        return self.tp.partition
+
+    def offset(self) -> int:
+        """Where it stands."""
+        return self.at
+
+    def key(self) -> bytes | None:
+        """The key."""
+        return self.key_bytes
+
+    def value(self) -> bytes | None:
+        """The value."""
+        return self.value_bytes
+
+    def timestamp(self) -> tuple[int, int]:
+        """Of no record that is modelled does it count."""
+        return 1, 0

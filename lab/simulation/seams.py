@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import itertools
 import logging
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any, TypeVar
 from unittest.mock import patch
@@ -46,15 +45,6 @@ def discard(client: Any, last_call: str | None = None) -> None:
         getattr(client, last_call)()
 
 
-def run_coroutine(coroutine: Coroutine[Any, Any, T]) -> T:
-    """`asyncio.run`, of a coroutine that never waits: the greenlet does."""
-    try:
-        coroutine.send(None)
-    except StopIteration as stop:
-        return stop.value  # type: ignore[no-any-return]
-    raise AssertionError("the coroutine waits for something that is not modelled")
-
-
 def step(name: str) -> None:
     """`faults.step`."""
     running().step(name)
@@ -67,13 +57,12 @@ def seams() -> Iterator[Clock]:
     replaced: list[tuple[Any, str, Any]] = [
         *((module, "time", clock) for module in (batch, guarantees, offsets, outbox, restore, session, start, store)),
         *((module, "within", within) for module in (outbox, session)),
-        *((module, "discard", discard) for module in (offsets, outbox, session)),
+        *((module, "discard", discard) for module in (offsets, outbox, restore, session)),
         *((module, "step", step) for module in (commit, guarantees)),
         (guarantees, "uuid4", lambda: SimpleNamespace(hex=f"{next(numbers):08d}")),
         (offsets, "Consumer", clients.Reader),
         (offsets, "AdminClient", clients.Admin),
-        (restore, "AIOKafkaConsumer", clients.ChangelogReader),
-        (restore, "asyncio", SimpleNamespace(**{**vars(asyncio), "run": run_coroutine})),
+        (restore, "Consumer", clients.ChangelogReader),
         (store, "Rdict", disk.Database),
         (store, "WriteBatch", disk.Batch),
         (store, "WriteOptions", disk.WriteOptions),
