@@ -215,6 +215,10 @@ class Batch:
         self.outputs, self.overlays, self.callbacks, self.events = [], {}, [], []
         self._changed.set()
 
+    def release(self) -> None:
+        """Let go of what was committed. Its events lead back here: such a circle lives until the garbage is collected."""
+        self.outputs, self.overlays, self.callbacks, self.events, self.messages = [], {}, [], [], {}
+
     def seal(self) -> None:
         """Nothing is added from here on: the commit, in its thread, goes through outputs and writes."""
         self.sealed = True

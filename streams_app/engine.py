@@ -575,6 +575,7 @@ class Engine(Service):
         for callback in batch.callbacks:
             # By the loop: what a callback raises is logged, and is no reason to doubt the commit.
             asyncio.get_running_loop().call_soon(callback)
+        batch.release()
 
     def _drop(self, batch: Batch) -> None:
         """Nothing of the batch may go on: not its writes, not what it was about to send."""

@@ -28,7 +28,17 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rocksdict import AccessType, BlockBasedOptions, Cache, Options, Rdict, ReadOptions, WriteBatch, WriteOptions
+from rocksdict import (
+    AccessType,
+    BlockBasedOptions,
+    Cache,
+    Options,
+    Rdict,
+    ReadOptions,
+    WriteBatch,
+    WriteBufferManager,
+    WriteOptions,
+)
 
 from streams_app.errors import StoreCorrupted, StoreFailed
 
@@ -42,9 +52,12 @@ _CORRUPT = "Corruption"
 #: Bytes of the time in front of each value of a table that expires.
 TIME_BYTES = 8
 #: One cache for all stores of the process: RocksDB's own default would be one for each of them.
-BLOCK_CACHE_BYTES = 64 * 1024 * 1024
+BLOCK_CACHE_BYTES = 128 * 1024 * 1024
 BLOCK_CACHE = Cache(BLOCK_CACHE_BYTES)
-_WRITE_BUFFER_BYTES = 8 * 1024 * 1024
+#: What is not on disk yet: of one store, and of all. Large ones mean less to merge; a process with a hundred small stores
+#: must not take a hundred times as much.
+_WRITE_BUFFER_BYTES = 16 * 1024 * 1024
+_WRITE_BUFFERS = WriteBufferManager(6 * _WRITE_BUFFER_BYTES, allow_stall=False)
 
 
 class Checkpoint(NamedTuple):
@@ -243,6 +256,7 @@ def _options() -> Options:
     options.create_if_missing(True)
     options.set_write_buffer_size(_WRITE_BUFFER_BYTES)
     options.set_max_write_buffer_number(2)
+    options.set_write_buffer_manager(_WRITE_BUFFERS)
     # Logs of RocksDB itself: two small files a store, or a long-lived worker fills its disk with them.
     options.set_keep_log_file_num(2)
     options.set_max_log_file_size(1024 * 1024)

@@ -98,9 +98,10 @@ class TransactionalProducer:
         value: bytes | None,
         key: bytes | None,
         partition: int,
+        callback: object = None,
+        on_delivery: Any = None,
         timestamp: int = 0,
         headers: object = None,
-        on_delivery: Any = None,
     ) -> None:
         """Queue a record."""
         if self._error is not None:
@@ -296,9 +297,10 @@ class PlainProducer:
         value: bytes | None,
         key: bytes | None,
         partition: int,
+        callback: object = None,
+        on_delivery: Any = None,
         timestamp: int = 0,
         headers: object = None,
-        on_delivery: Any = None,
     ) -> None:
         """Queue a record, and send it soon."""
         self._process.check_alive()
