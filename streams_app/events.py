@@ -52,5 +52,5 @@ def current_event() -> Event | None:
 
 def current_batch() -> Batch | None:
     """The batch of the event in hand."""
-    event = current_event()
-    return event.batch if event is not None else None
+    event = in_hand.get()
+    return None if event is None else event.batch

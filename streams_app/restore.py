@@ -41,7 +41,7 @@ _READER = {
     "queued.max.messages.kbytes": 32_768,
     "fetch.queue.backoff.ms": 10,
 }
-_error, _topic, _partition = methodcaller("error"), methodcaller("topic"), methodcaller("partition")
+_topic, _partition = methodcaller("topic"), methodcaller("partition")
 _key, _value, _timestamp = methodcaller("key"), methodcaller("value"), methodcaller("timestamp")
 
 
@@ -84,10 +84,14 @@ def _read(
     deadline_s = time.monotonic() + _NO_PROGRESS_S
     while behind and not cancelled():
         messages = reader.consume(_CHUNK_RECORDS, _CHUNK_S)
-        for tp, records in _runs([message for message in messages if _error(message) is None]):
-            _apply(stores[tp], records)
-            on_progress(len(records))
-        for tp, end in _ended(messages):
+        records: list[Message] = []
+        reports: list[Message] = []
+        for message in messages:
+            (records if message.error() is None else reports).append(message)
+        for tp, run in _runs(records):
+            _apply(stores[tp], run)
+            on_progress(len(run))
+        for tp, end in map(_ended, reports):
             if end >= ends[tp]:
                 behind.discard(tp)
         if messages:
@@ -103,16 +107,13 @@ def _runs(records: Sequence[Message]) -> Iterator[tuple[TP, list[Message]]]:
             yield (topic, partition), list(of_topic)
 
 
-def _ended(messages: Sequence[Message]) -> Iterator[tuple[TP, int]]:
-    """The partitions of which there is no more for now, and where they end."""
-    for message in messages:
-        error = message.error()
-        if error is None:
-            continue
-        topic, partition, offset = message.topic(), message.partition(), message.offset()
-        if error.code() != KafkaError._PARTITION_EOF or topic is None or partition is None or offset is None:
-            raise KafkaException(error)
-        yield (topic, partition), offset
+def _ended(report: Message) -> tuple[TP, int]:
+    """The partition of which there is no more for now, and where it ends."""
+    error, topic, partition, offset = report.error(), report.topic(), report.partition(), report.offset()
+    is_end = error is not None and error.code() == KafkaError._PARTITION_EOF
+    if not is_end or topic is None or partition is None or offset is None:
+        raise KafkaException(error)
+    return (topic, partition), offset
 
 
 def _apply(store: Store, records: Sequence[Message]) -> None:

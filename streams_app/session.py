@@ -209,7 +209,7 @@ class Session:
         with self._before_end("produce"):
             for topic, key, value, partition, timestamp_ms, headers in outputs:
                 at = -1 if partition is None else partition
-                self._hand_over(topic, value, key, at, None, None, timestamp_ms or 0, headers)
+                self._hand_over(topic, value, key, at, None, timestamp_ms or 0, headers)
 
     def produce_changelog(
         self, topic: str, partition: int, records: Sequence[tuple[bytes, bytes | None, int]]
@@ -222,13 +222,24 @@ class Session:
         written = Written(topic, partition)
         with self._before_end("produce"):
             for key, value, timestamp_ms in records[:-1]:
-                self._hand_over(topic, value, key, partition, None, None, timestamp_ms)
+                self._hand_over(topic, value, key, partition, None, timestamp_ms)
             key, value, timestamp_ms = records[-1]
-            self._hand_over(topic, value, key, partition, None, written.on_delivery, timestamp_ms)
+            self._hand_over(topic, value, key, partition, written.on_delivery, timestamp_ms)
         return written
 
-    def _hand_over(self, *record: Any) -> None:
+    def _hand_over(
+        self,
+        topic: str,
+        value: bytes | None,
+        key: bytes | None,
+        partition: int,
+        callback: Callable[[KafkaError | None, Message], None] | None,
+        timestamp_ms: int,
+        headers: Any = None,
+    ) -> None:
         """Each record is one call of librdkafka's: with keywords it would take five times as long."""
+        # Behind the callback stands its other name, which counts where there is none: never give both.
+        record = (topic, value, key, partition, callback, None, timestamp_ms, headers)
         try:
             self._producer.produce(*record)
         except BufferError:  # the producer's queue is full: wait until the brokers took what is in it

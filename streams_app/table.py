@@ -13,7 +13,7 @@ from typing import Any, ClassVar, cast
 import faust
 from faust.exceptions import ImproperlyConfigured
 
-from streams_app.batch import MAX_RECORD_BYTES, Overlay, check_size
+from streams_app.batch import Overlay, check_size
 from streams_app.codecs import Codec, key_codec, value_codec
 from streams_app.errors import DeadBatchError, StoreCorrupted, StoreFailed
 from streams_app.events import Event, in_hand
@@ -55,8 +55,7 @@ class TableData:
         event = self._event_in_hand()
         overlay = self._overlay(event)
         key_bytes, stored = self._keys.encode(key), self._values.encode(value)
-        if len(key_bytes) + len(stored) > MAX_RECORD_BYTES:
-            check_size(self._changelog, key_bytes, stored)
+        check_size(self._changelog, key_bytes, stored)
         if self._skip:
             stored = overlay.time(int(event.message.timestamp * 1000)) + stored
         overlay.writes[key_bytes] = stored
@@ -100,8 +99,8 @@ class TableData:
         return event if event is not None and event.batch is not None and event.app is self._app else None
 
     def _stored(self, key: bytes) -> bytes | None:
-        event = in_hand.get()
-        if event is not None and event.batch is not None and event.app is self._app:
+        event = self._event()
+        if event is not None:
             try:
                 return self._overlay(event).get(key)
             except (StoreCorrupted, StoreFailed) as error:
@@ -124,9 +123,10 @@ class TableData:
                 yield from store.items()
 
     def _event_in_hand(self) -> Event:
+        own = self._event()
+        if own is not None:
+            return own
         event = in_hand.get()
-        if event is not None and event.batch is not None and event.app is self._app:
-            return event
         if event is None or event.batch is None:
             raise TypeError(
                 f"table {self._table} was written outside of an agent; send an event to an agent that writes it"

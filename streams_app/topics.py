@@ -13,7 +13,7 @@ from faust.types import FutureMessage, Message, PendingMessage, RecordMetadata
 
 from streams_app.batch import Batch
 from streams_app.codecs import UndecodableError, encode_struct, is_struct, key_codec, value_codec
-from streams_app.events import current_batch, in_hand
+from streams_app.events import current_batch
 from streams_app.faust_adapter import record_metadata
 from streams_app.session import Output, header_pairs
 
@@ -55,7 +55,7 @@ class Topic(faust.Topic):
 
     @cached_property
     def _sent(self) -> Sent:
-        return Sent(record_metadata(self.get_topic_name(), -1, _OFFSET_UNKNOWN, None))
+        return Sent(record_metadata(self._name, -1, _OFFSET_UNKNOWN, None))
 
     @cached_property
     def _name(self) -> str:
@@ -63,7 +63,7 @@ class Topic(faust.Topic):
         return self.get_topic_name()
 
     @cached_property
-    def _is_plain(self) -> bool:
+    def _text_keys(self) -> bool:
         """Whether text is its own UTF-8 as a key, as with Faust's default serializer."""
         return (getattr(self.schema, "key_serializer", None) or self.app.conf.key_serializer) == "raw"
 
@@ -110,8 +110,7 @@ class Topic(faust.Topic):
         **codecs: Any,
     ) -> Awaitable[RecordMetadata]:
         """See the class; the arguments are those of `faust.Topic.send`."""
-        event = in_hand.get()
-        batch = None if event is None else event.batch
+        batch = current_batch()
         if batch is None:
             place = {"partition": partition, "timestamp": timestamp, "headers": headers, "callback": callback}
             return await super().send(key=key, value=value, **place, **codecs)
@@ -120,7 +119,7 @@ class Topic(faust.Topic):
                 headers is None
                 and type(key) is str
                 and isinstance(value, msgspec.Struct)
-                and self._is_plain
+                and self._text_keys
                 and not codecs
             ):
                 batch.send(Output(self._name, key.encode(), encode_struct(value)))  # the most frequent case
@@ -155,13 +154,12 @@ class Topic(faust.Topic):
         **codecs: Any,
     ) -> FutureMessage:
         """Add the record to the batch; the future is done, the callback runs after the commit."""
-        name = self.get_topic_name()
         key_bytes, value_bytes, _, _, pairs = self._encode(key, value, headers, **codecs)
         timestamp_ms = None if timestamp is None else int(timestamp * 1000)
-        batch.send(Output(name, key_bytes, value_bytes, partition, timestamp_ms, pairs))
+        batch.send(Output(self._name, key_bytes, value_bytes, partition, timestamp_ms, pairs))
         message = PendingMessage(self, key_bytes, value_bytes, partition, timestamp, None, None, None, callback)
         sent = FutureMessage(message)
-        sent.set_result(record_metadata(name, -1 if partition is None else partition, _OFFSET_UNKNOWN, timestamp))
+        sent.set_result(record_metadata(self._name, -1 if partition is None else partition, _OFFSET_UNKNOWN, timestamp))
         if callback is not None:
             batch.callbacks.append(partial(callback, sent))
         return sent
@@ -179,7 +177,7 @@ class Topic(faust.Topic):
     ) -> tuple[Any, Any, None, None, Any]:
         """The parts of an `Output` behind the topic; ``force`` means nothing here: nothing is attached to offsets."""
         open_headers = None if headers is None else self.prepare_headers(headers)
-        if self._is_plain and type(key) is str and key_serializer is None and schema is None:
+        if self._text_keys and type(key) is str and key_serializer is None and schema is None:
             key_bytes: Any = key.encode()
         else:
             key_bytes, open_headers = self.prepare_key(key, key_serializer, schema, open_headers)

@@ -92,8 +92,9 @@ def to_seconds(moment: Any) -> float:
 
 
 def to_ms(seconds: float) -> int:
-    """Whole milliseconds, rounded down. By way of microseconds: 1.001 * 1000 is less than 1001."""
-    return round(seconds * 1_000_000) // 1000
+    """Whole milliseconds, rounded down: the last that is not after it, as 1.001 * 1000 is less than 1001."""
+    nearest_ms = round(seconds * 1000)
+    return nearest_ms if nearest_ms / 1000 <= seconds else nearest_ms - 1
 
 
 def _text(time_ms: int) -> str:

@@ -24,7 +24,7 @@ from faust.exceptions import ImproperlyConfigured
 from faust.types import TP
 from faust.types.tuples import Message
 from faust.windows import HoppingWindow, SlidingWindow
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from streams_app.application import App
@@ -538,6 +538,7 @@ def test_windows_are_those_of_faust(size: int, step: int, at: float) -> None:
     assert ours.delta(at, 60) == fausts.delta(at, 60)
 
 
+@example(1, 1, 8_589_934_592_001)
 @given(st.integers(1, 10_000), st.integers(1, 10_000), st.integers(-(10**9), 10**13))
 def test_an_event_is_within_each_of_its_windows_and_within_no_other(size_ms: int, step_ms: int, time_ms: int) -> None:
     """To the millisecond, where Faust's own windows of fractions of a second are wrong."""
