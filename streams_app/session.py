@@ -25,6 +25,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Any, NamedTuple, TypeAlias
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer, TopicPartition
@@ -34,6 +35,9 @@ from streams_app.errors import CommitUnconfirmed, KafkaUnreachable, OutputRefuse
 
 log = logging.getLogger(__name__)
 Headers: TypeAlias = Sequence[tuple[str, bytes]] | None
+#: As `Producer.produce` takes it by position: topic, value, key, partition, callback, its other name, timestamp (ms),
+#: headers. A callback under its other name is never called: its first name goes before, even with None.
+_Record: TypeAlias = tuple[str, bytes | None, bytes | None, int, Any, None, int, Headers]
 
 #: A commit that took longer may have been retried by librdkafka, and a delayed EndTxn of it could end a later
 #: transaction of the same producer epoch (Jepsen's finding; KIP-890 is in no Python client): such a session is replaced.
@@ -206,10 +210,10 @@ class Session:
 
     def produce(self, outputs: Iterable[Output]) -> None:
         """Hand outputs to the producer; `flush` waits for them."""
-        with self._before_end("produce"):
-            for topic, key, value, partition, timestamp_ms, headers in outputs:
-                at = -1 if partition is None else partition
-                self._hand_over(topic, value, key, at, None, timestamp_ms or 0, headers)
+        self._hand_over(
+            (topic, value, key, -1 if partition is None else partition, None, None, timestamp_ms or 0, headers)
+            for topic, key, value, partition, timestamp_ms, headers in outputs
+        )
 
     def produce_changelog(
         self, topic: str, partition: int, records: Sequence[tuple[bytes, bytes | None, int]]
@@ -220,31 +224,22 @@ class Session:
             where the last of them will stand, known after `flush`.
         """
         written = Written(topic, partition)
-        with self._before_end("produce"):
-            for key, value, timestamp_ms in records[:-1]:
-                self._hand_over(topic, value, key, partition, None, timestamp_ms)
-            key, value, timestamp_ms = records[-1]
-            self._hand_over(topic, value, key, partition, written.on_delivery, timestamp_ms)
+        key, value, timestamp_ms = records[-1]
+        last = (topic, value, key, partition, written.on_delivery, None, timestamp_ms, None)
+        others = ((topic, value, key, partition, None, None, each_ms, None) for key, value, each_ms in records[:-1])
+        self._hand_over(chain(others, (last,)))
         return written
 
-    def _hand_over(
-        self,
-        topic: str,
-        value: bytes | None,
-        key: bytes | None,
-        partition: int,
-        callback: Callable[[KafkaError | None, Message], None] | None,
-        timestamp_ms: int,
-        headers: Any = None,
-    ) -> None:
-        """Each record is one call of librdkafka's: with keywords it would take five times as long."""
-        # Behind the callback stands its other name, which counts where there is none: never give both.
-        record = (topic, value, key, partition, callback, None, timestamp_ms, headers)
-        try:
-            self._producer.produce(*record)
-        except BufferError:  # the producer's queue is full: wait until the brokers took what is in it
-            self._flush()
-            self._producer.produce(*record)
+    def _hand_over(self, records: Iterable[_Record]) -> None:
+        """One call of librdkafka's for each, without keywords, which would take five times as long."""
+        produce = self._producer.produce
+        with self._before_end("produce"):
+            for record in records:
+                try:
+                    produce(*record)
+                except BufferError:  # the producer's queue is full: wait until the brokers took what is in it
+                    self._flush()
+                    produce(*record)
 
     def flush(self) -> None:
         """Wait until the brokers have all that was produced."""

@@ -52,7 +52,7 @@ _CORRUPT = "Corruption"
 #: Bytes of the time in front of each value of a table that expires.
 TIME_BYTES = 8
 #: One cache for all stores of the process: RocksDB's own default would be one for each of them.
-BLOCK_CACHE_BYTES = 128 * 1024 * 1024
+BLOCK_CACHE_BYTES = 160 * 1024 * 1024
 BLOCK_CACHE = Cache(BLOCK_CACHE_BYTES)
 #: What is not on disk yet: of one store, and of all. Large ones mean less to merge; a process with a hundred small stores
 #: must not take a hundred times as much.
