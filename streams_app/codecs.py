@@ -24,12 +24,8 @@ class Codec(NamedTuple):
     decode: Callable[[bytes], Any]
 
 
-_encode_struct = msgspec.json.Encoder().encode
-
-
-def encode_struct(value: msgspec.Struct) -> bytes:
-    """A struct as JSON."""
-    return _encode_struct(value)
+#: A struct as JSON.
+encode_struct: Callable[[Any], bytes] = msgspec.json.Encoder().encode
 
 
 def is_struct(kind: Any) -> bool:
@@ -49,7 +45,7 @@ def struct_codec(kind: type) -> Codec:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise UndecodableError("malformed", str(error)) from error
 
-    return Codec(_encode_struct, decode)
+    return Codec(encode_struct, decode)
 
 
 def _decode_text(data: bytes) -> str:

@@ -80,10 +80,10 @@ def expire(overlay: Overlay) -> list[bytes]:
     return stale
 
 
-def changelog_records(overlay: Overlay, now_ms: int) -> list[tuple[bytes, bytes | None, int]]:
+def changelog_records(overlay: Overlay, now_ms: int) -> list[tuple[bytes, bytes | None, int | None]]:
     """The overlay as changelog records; the time of a value that expires is its record's timestamp."""
     if overlay.store.expires_ms is None:
-        return [(key, value, now_ms) for key, value in overlay.writes.items()]
+        return [(key, value, None) for key, value in overlay.writes.items()]
     return [
         (key, None, now_ms) if stored is None else (key, stored[TIME_BYTES:], int.from_bytes(stored[:TIME_BYTES]))
         for key, stored in overlay.writes.items()

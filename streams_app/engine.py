@@ -49,6 +49,7 @@ from streams_app.faust_adapter import Assignment, Fetched, purge, routes_of
 from streams_app.guarantees import AtLeastOnce, AtLeastOnceUnfenced, AtMostOnce, ExactlyOnce, Guarantee
 from streams_app.offsets import Offsets
 from streams_app.pipeline import Pipeline
+from streams_app.session import Pin
 from streams_app.start import Start, Started
 from streams_app.store import Store, store_path
 
@@ -327,10 +328,16 @@ class Engine(Service):
                 await self._finish(batch, assignment)
             if not fetched.messages:
                 await self._pipeline.ended()
-                await self._in_thread(self._guarantee.rest, self._positions, assignment.pin)
+                await self._in_thread(self._rest, assignment.pin)
         except BaseException:
             self._abandon(batch)
             raise
+
+    def _rest(self, pin: Pin) -> None:
+        """In the thread: nothing comes in, so there is time for what can wait."""
+        self._guarantee.rest(self._positions, pin)
+        for store in self._stores.values():
+            store.write_out()
 
     async def _rewind(self) -> None:
         """Read again from the positions; nothing that was fetched ahead, or taken back, counts."""

@@ -14,6 +14,12 @@ from streams_app.batch import Batch
 class Event(faust.Event):
     """An event of a batch; without a batch (``batch`` is None) it came from outside any input topic."""
 
+    acked = False
+    #: Whether an agent has begun with it.
+    taken = False
+    #: Taken back before any agent had begun: it comes again with a later batch.
+    withdrawn = False
+
     def __init__(
         self, app: Any, key: Any, value: Any, headers: Any, message: Message, batch: Batch | None = None
     ) -> None:
@@ -23,12 +29,7 @@ class Event(faust.Event):
         self.value = value
         self.message = message
         self.headers = dict(headers) if headers else {}
-        self.acked = False
         self.batch = batch
-        #: Whether an agent has begun with it.
-        self.taken = False
-        #: Taken back before any agent had begun: it comes again with a later batch.
-        self.withdrawn = False
 
     def ack(self) -> bool:
         """Tell the batch that an agent is through with this event; counts once."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import defaultdict, deque
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import (
     AsyncGenerator,
     AsyncIterator,
@@ -21,7 +21,6 @@ from collections.abc import (
     Callable,
     Coroutine,
     Iterable,
-    Iterator,
     Mapping,
     Sequence,
 )
@@ -33,6 +32,7 @@ import aiokafka
 import faust
 from aiokafka import errors as kafka_errors
 from aiokafka.abc import ConsumerRebalanceListener
+from aiokafka.consumer.fetcher import FetchResult
 from aiokafka.errors import KafkaError, for_code
 from aiokafka.protocol.commit import OffsetCommitRequest
 from aiokafka.protocol.group import LeaveGroupRequest
@@ -220,6 +220,7 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
         if self.app.client_only:
             return
         self._note_heartbeats()
+        self.kafka._fetcher._records = _Records()
         if self.app.slot.member_id:
             await self._leave_for(self.app.slot.member_id)
 
@@ -299,7 +300,7 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
             positions[tp] = at.position
             drained = drained and at.position >= (at.lso or 0)
         pin = self.live_pin()
-        return Fetched(pin, dict(_messages(records, pin.generation)), positions, drained)
+        return Fetched(pin, {TP(*kafka_tp): each for kafka_tp, each in records.items()}, positions, drained)
 
     async def seek_all(self, positions: Mapping[TP, int]) -> None:
         """Set positions and let them flow; what was fetched ahead is forgotten."""
@@ -400,31 +401,41 @@ async def end_consumer(consumer: aiokafka.AIOKafkaConsumer) -> None:
         await consumer._client.close()
 
 
-def _messages(records: Mapping[Any, list[Any]], generation: int) -> Iterator[tuple[TP, list[Message]]]:
-    for kafka_tp, chunk in records.items():
-        topic, partition = kafka_tp.topic, kafka_tp.partition
-        tp = TP(topic, partition)
-        yield (
-            tp,
-            [
-                Message(
-                    topic,
-                    partition,
-                    record.offset,
-                    record.timestamp / 1000,
-                    record.timestamp_type,
-                    record.headers,
-                    record.key,
-                    record.value,
-                    None,
-                    record.serialized_key_size,
-                    record.serialized_value_size,
-                    tp,
-                    generation_id=generation,
-                )
-                for record in chunk
-            ],
-        )
+class Record(Message):
+    """`faust.types.Message`, made of each record that is fetched, and so of as little as may be."""
+
+    acked, refcount, tracked = False, 0, False
+    checksum = time_in = time_out = time_total = generation_id = None
+
+    def __init__(self, tp: TP, record: Any) -> None:
+        self.tp = tp
+        self.topic, self.partition = tp
+        self.offset = record.offset
+        self.timestamp = record.timestamp / 1000
+        self.timestamp_type = record.timestamp_type
+        self.headers = record.headers
+        self.key = record.key
+        self.value = record.value
+
+    @property
+    def serialized_key_size(self) -> int:  # type: ignore[override]
+        """Bytes of the key."""
+        return len(self.key or b"")
+
+    @property
+    def serialized_value_size(self) -> int:  # type: ignore[override]
+        """Bytes of the value."""
+        return len(self.value or b"")
+
+
+class _Records(OrderedDict[Any, Any]):
+    """What aiokafka's fetcher has of each partition. Its own kind of record would be made first, and thrown away."""
+
+    def __setitem__(self, kafka_tp: Any, result: Any) -> None:
+        if isinstance(result, FetchResult):
+            tp = TP(*kafka_tp)
+            result._partition_records._consumer_record = lambda _, record: Record(tp, record)
+        super().__setitem__(kafka_tp, result)
 
 
 def _names(codes: Iterable[int]) -> str:

@@ -86,7 +86,7 @@ class Outbox:
             raise TransactionAborted(f"an output could not be sent: {error}") from error
 
     def produce_changelog(
-        self, topic: str, partition: int, records: Sequence[tuple[bytes, bytes | None, int]]
+        self, topic: str, partition: int, records: Sequence[tuple[bytes, bytes | None, int | None]]
     ) -> Written:
         """As `Session.produce_changelog`, outside of a transaction."""
         if self._changelogs is None:
@@ -95,7 +95,7 @@ class Outbox:
         for key, value, timestamp_ms in records:
             self._hand_over(
                 *(self._changelogs, topic, value, key, partition),
-                timestamp=timestamp_ms,
+                timestamp=timestamp_ms or 0,
                 on_delivery=written.on_delivery,
             )
         return written

@@ -25,7 +25,6 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import chain
 from typing import Any, NamedTuple, TypeAlias
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer, TopicPartition
@@ -35,9 +34,10 @@ from streams_app.errors import CommitUnconfirmed, KafkaUnreachable, OutputRefuse
 
 log = logging.getLogger(__name__)
 Headers: TypeAlias = Sequence[tuple[str, bytes]] | None
-#: As `Producer.produce` takes it by position: topic, value, key, partition, callback, its other name, timestamp (ms),
-#: headers. A callback under its other name is never called: its first name goes before, even with None.
-_Record: TypeAlias = tuple[str, bytes | None, bytes | None, int, Any, None, int, Headers]
+#: As `Producer.produce_batch` takes it; what is wrong with it stands in ``_error`` afterwards. It ignores partitions in here.
+_Message: TypeAlias = dict[str, Any]
+#: They are handed over under Python's lock: a millisecond, for which the agents wait.
+_MESSAGES_A_CALL = 1_000
 
 #: A commit that took longer may have been retried by librdkafka, and a delayed EndTxn of it could end a later
 #: transaction of the same producer epoch (Jepsen's finding; KIP-890 is in no Python client): such a session is replaced.
@@ -138,6 +138,13 @@ def unfenced_group_metadata(pin: Pin) -> bytes:
     return b"CGMDv2:" + struct.pack("<i", pin.generation) + text + b"\1"
 
 
+class _Together(NamedTuple):
+    """Records of one topic for the same partition, or (−1) for those that the partitioner chooses."""
+
+    partition: int
+    messages: list[_Message]
+
+
 class Session:
     """One transactional id and its producer. Not thread-safe: one thread at a time, and all calls block."""
 
@@ -161,7 +168,8 @@ class Session:
         self._config = {
             "transaction.timeout.ms": int(timeout_s * 1000),
             # Bounded by the transaction, and all of it in memory at once: prepare produces a whole batch, then flushes.
-            "queue.buffering.max.messages": 1_000_000,
+            "queue.buffering.max.messages": 0,
+            "queue.buffering.max.kbytes": 2**31 - 1,
             "linger.ms": 5,
             # A transaction that begins before the brokers have finished the last one is turned away and tries again.
             "retry.backoff.ms": 10,
@@ -209,14 +217,25 @@ class Session:
             self._producer.begin_transaction()
 
     def produce(self, outputs: Iterable[Output]) -> None:
-        """Hand outputs to the producer; `flush` waits for them."""
-        self._hand_over(
-            (topic, value, key, -1 if partition is None else partition, None, None, timestamp_ms or 0, headers)
-            for topic, key, value, partition, timestamp_ms, headers in outputs
-        )
+        """Hand outputs to the producer; `flush` waits for them. Those of one topic keep their order."""
+        waiting: dict[str, _Together] = {}
+        with self._before_end("produce"):
+            for topic, key, value, partition, timestamp_ms, headers in outputs:
+                at = -1 if partition is None else partition
+                together = waiting.get(topic)
+                if together is None or together.partition != at or timestamp_ms is not None or headers is not None:
+                    if together is not None:
+                        self._hand_over(topic, *together)
+                    together = waiting[topic] = _Together(at, [])
+                if timestamp_ms is None and headers is None:
+                    together.messages.append({"key": key, "value": value})
+                else:  # which cannot be handed over together
+                    self._producer.produce(topic, value, key, at, timestamp=timestamp_ms or 0, headers=headers)
+            for topic, together in waiting.items():
+                self._hand_over(topic, *together)
 
     def produce_changelog(
-        self, topic: str, partition: int, records: Sequence[tuple[bytes, bytes | None, int]]
+        self, topic: str, partition: int, records: Sequence[tuple[bytes, bytes | None, int | None]]
     ) -> Written:
         """Hand the changelog records ``(key, value, timestamp ms)`` of one table partition to the producer.
 
@@ -224,22 +243,20 @@ class Session:
             where the last of them will stand, known after `flush`.
         """
         written = Written(topic, partition)
-        key, value, timestamp_ms = records[-1]
-        last = (topic, value, key, partition, written.on_delivery, None, timestamp_ms, None)
-        others = ((topic, value, key, partition, None, None, each_ms, None) for key, value, each_ms in records[:-1])
-        self._hand_over(chain(others, (last,)))
+        *others, (key, value, timestamp_ms) = records
+        self.produce(Output(topic, key, value, partition, timestamp_ms) for key, value, timestamp_ms in others)
+        with self._before_end("produce"):
+            self._producer.produce(
+                topic, value, key, partition, timestamp=timestamp_ms or 0, on_delivery=written.on_delivery
+            )
         return written
 
-    def _hand_over(self, records: Iterable[_Record]) -> None:
-        """One call of librdkafka's for each, without keywords, which would take five times as long."""
-        produce = self._producer.produce
-        with self._before_end("produce"):
-            for record in records:
-                try:
-                    produce(*record)
-                except BufferError:  # the producer's queue is full: wait until the brokers took what is in it
-                    self._flush()
-                    produce(*record)
+    def _hand_over(self, topic: str, partition: int, messages: list[_Message]) -> None:
+        """Many in one call, as each lets go of Python's lock, and gets it back when the agents have to wait for something."""
+        for at in range(0, len(messages), _MESSAGES_A_CALL):
+            some = messages[at : at + _MESSAGES_A_CALL]
+            if self._producer.produce_batch(topic, some, partition) != len(some):
+                raise KafkaException(next(message["_error"] for message in some if "_error" in message))
 
     def flush(self) -> None:
         """Wait until the brokers have all that was produced."""

@@ -1,7 +1,8 @@
 """One partition of one table on disk: committed values, and the checkpoint they stand for.
 
-Only committed values reach a store, and values and checkpoint reach it in one atomic write: after any crash the store
-equals the changelog as of its checkpoint, and what is missing is read from there on.
+Only committed values reach a store. It keeps the last ones in memory, where most are read again soon, and most are
+overwritten; now and then what is new goes to disk, with the checkpoint, in one atomic write. So after any crash what is on
+disk equals the changelog as of its checkpoint, and what is missing is read from there on.
 
 Layout of the RocksDB (one a table and partition, below the folder of the slot), keys by their first byte:
 
@@ -26,7 +27,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from rocksdict import (
     AccessType,
@@ -52,12 +53,16 @@ _CORRUPT = "Corruption"
 #: Bytes of the time in front of each value of a table that expires.
 TIME_BYTES = 8
 #: One cache for all stores of the process: RocksDB's own default would be one for each of them.
-BLOCK_CACHE_BYTES = 160 * 1024 * 1024
+BLOCK_CACHE_BYTES = 128 * 1024 * 1024
 BLOCK_CACHE = Cache(BLOCK_CACHE_BYTES)
 #: What is not on disk yet: of one store, and of all. Large ones mean less to merge; a process with a hundred small stores
 #: must not take a hundred times as much.
 _WRITE_BUFFER_BYTES = 16 * 1024 * 1024
 _WRITE_BUFFERS = WriteBufferManager(6 * _WRITE_BUFFER_BYTES, allow_stall=False)
+#: What all stores of the process keep in memory, and so what a restore after a crash has to read again, and what Python
+#: needs for a row beside its bytes.
+_RECENT_BYTES, _ROW_BYTES = 32 * 1024 * 1024, 200
+_NOT_RECENT = b"not recent"
 
 
 class Checkpoint(NamedTuple):
@@ -72,7 +77,12 @@ class Checkpoint(NamedTuple):
 
 
 class Store:
-    """The committed values of one partition of one table."""
+    """The committed values of one partition of one table.
+
+    One thread writes. Any may read meanwhile: what leaves memory is on disk by then.
+    """
+
+    _open_count: ClassVar[int] = 0
 
     def __init__(self, path: Path, *, topic_id: str, expires_ms: int | None = None) -> None:
         self.path = path
@@ -82,6 +92,7 @@ class Store:
         #: RocksDB found it corrupt: `wipe` it.
         self.corrupt = False
         self._open()
+        Store._open_count += 1
 
     @classmethod
     def trusted(cls, path: Path, *, topic_id: str, expires_ms: int | None = None) -> Store:
@@ -103,6 +114,11 @@ class Store:
         self._db: Rdict = Rdict(str(self.path), options=_options())
         self._get: Callable[[bytes], bytes | None] = self._db.get
         self._unlogged_writes = False
+        #: Published last, and what of it is not on disk; None is a deletion.
+        self._recent: dict[bytes, bytes | None] = {}
+        self._recent_bytes = 0
+        self._unwritten: dict[bytes, bytes | None] = {}
+        self._stale: list[bytes] = []
         self.checkpoint = _read_checkpoint(self._db)
         self.clock_ms = self._newest_time() if self.expires_ms is not None else 0
 
@@ -112,36 +128,62 @@ class Store:
         Raises:
             StoreCorrupted, StoreFailed: as all methods that touch the disk.
         """
+        recent = self._recent.get(key, _NOT_RECENT)
+        if recent is not _NOT_RECENT:
+            return recent
         try:
             return self._get(_VALUE + key)
         except Exception as error:  # rocksdict raises nothing narrower
             raise self._trouble(error) from error
 
     def items(self) -> Iterator[tuple[bytes, bytes]]:
-        """All keys with their stored bytes, in the order of the keys' bytes."""
+        """All keys with their stored bytes: those on disk in the order of their bytes, then the others."""
+        unwritten = dict(self._unwritten)  # before the disk is looked at: what goes there meanwhile is in here
         with self._disk():
             for key, value in scan(self._db, _VALUE, _AFTER_VALUES):
-                yield key[1:], value
+                if key[1:] not in unwritten:
+                    yield key[1:], value
+        for key, written in unwritten.items():
+            if written is not None:
+                yield key, written
 
     def publish(self, writes: Mapping[bytes, bytes | None], stale: Iterable[bytes], offset: int | None) -> None:
-        """Take over the writes of a committed batch: values and checkpoint in one atomic, logged write.
+        """Take over the writes of a committed batch.
 
         ``offset`` is the last changelog offset that the delivery reports gave; without one the checkpoint stays where it
         is, and a restore replays what is already here, to the same end.
         """
-        if self._unlogged_writes:
-            # Restored values stand in memory only. Logged writes outlive a crash that they do not: without this flush
-            # the checkpoint would survive and the values below it would be gone.
-            self._flush()
-        batch = WriteBatch(raw_mode=True)
-        for index_key in stale:
-            # First: a write of the same key may put the same entry again.
-            batch.delete(index_key)
-        self._put_values(batch, writes)
+        self._recent.update(writes)
+        self._unwritten.update(writes)
+        self._stale += stale
+        self._recent_bytes += sum(map(len, filter(None, writes.values()))) + _ROW_BYTES * len(writes)
         if offset is not None:
-            self._put_checkpoint(batch, offset)
-        with self._disk():
-            self._db.write(batch)
+            self.checkpoint = Checkpoint(offset, int(time.time() * 1000), self.topic_id)
+        # What expires is found by the index, which is on disk.
+        if self.expires_ms is not None or self._recent_is_full:
+            self.write_out()
+
+    def write_out(self) -> None:
+        """Bring what was published to disk, values and checkpoint in one atomic, logged write.
+
+        Never values without a checkpoint: nobody could tell which topic they are of.
+        """
+        if self._unwritten and self.checkpoint is not None:
+            if self._unlogged_writes:
+                # Restored values stand in RocksDB's memory only. Logged writes outlive a crash that they do not: without
+                # this flush the checkpoint would survive and the values below it would be gone.
+                self._flush()
+            batch = WriteBatch(raw_mode=True)
+            for index_key in self._stale:
+                # First: a write of the same key may put the same entry again.
+                batch.delete(index_key)
+            self._put_values(batch, self._unwritten)
+            _put_checkpoint(batch, self.checkpoint)
+            with self._disk():
+                self._db.write(batch)
+            self._unwritten, self._stale = {}, []
+        if self._recent_is_full:
+            self._recent, self._recent_bytes = {}, 0
 
     def restore(
         self, keys: Iterable[bytes], values: Iterable[bytes | None], timestamps_ms: Iterable[int], offset: int
@@ -158,11 +200,13 @@ class Store:
                 key: None if value is None else timestamp_ms.to_bytes(TIME_BYTES) + value
                 for key, value, timestamp_ms in zip(keys, values, timestamps_ms, strict=True)
             }
-        # In their order RocksDB takes them in twice as fast.
-        writes = {key: writes[key] for key in sorted(writes)}
+        # What was published comes first; what is restored is newer.
+        self.write_out()
+        self._recent, self._recent_bytes = {}, 0
         batch = WriteBatch(raw_mode=True)
         self._put_values(batch, writes)
-        self._put_checkpoint(batch, offset)
+        self.checkpoint = Checkpoint(offset, int(time.time() * 1000), self.topic_id)
+        _put_checkpoint(batch, self.checkpoint)
         options = WriteOptions()
         setattr(options, "disable_wal", True)  # noqa: B010 - a property, though its stub says a method
         self._unlogged_writes = True
@@ -198,14 +242,21 @@ class Store:
         self._open()
 
     def close(self) -> None:
-        """Give the files back."""
-        with self._disk():
-            self._db.close()
+        """Bring to disk what is not there, as far as it takes it, and give the files back."""
+        Store._open_count -= 1
+        try:
+            self.write_out()
+        except (StoreCorrupted, StoreFailed) as error:
+            log.warning("the next start restores what the disk did not take at the end: %s", error)
+        finally:
+            with self._disk():
+                self._db.close()
 
     def _put_values(self, batch: WriteBatch, writes: Mapping[bytes, bytes | None]) -> None:
         put, delete = batch.put, batch.delete
         expires = self.expires_ms is not None
-        for key, value in writes.items():
+        for key in sorted(writes):  # in their order RocksDB takes them in twice as fast
+            value = writes[key]
             if value is None:
                 delete(_VALUE + key)
             else:
@@ -214,9 +265,9 @@ class Store:
                     put(_TIME + value[:TIME_BYTES] + key, b"")
                     self.clock_ms = max(self.clock_ms, int.from_bytes(value[:TIME_BYTES]))
 
-    def _put_checkpoint(self, batch: WriteBatch, offset: int) -> None:
-        self.checkpoint = Checkpoint(offset, int(time.time() * 1000), self.topic_id)
-        batch.put(_CHECKPOINT, _CHECKPOINT_FORMAT.pack(offset, self.checkpoint.written_ms) + self.topic_id.encode())
+    @property
+    def _recent_is_full(self) -> bool:
+        return self._recent_bytes > _RECENT_BYTES // max(1, Store._open_count)
 
     def _flush(self) -> None:
         with self._disk():
@@ -268,6 +319,11 @@ def _options() -> Options:
     table.set_bloom_filter(10, False)
     options.set_block_based_table_factory(table)
     return options
+
+
+def _put_checkpoint(batch: WriteBatch, checkpoint: Checkpoint) -> None:
+    stored = _CHECKPOINT_FORMAT.pack(checkpoint.offset, checkpoint.written_ms) + checkpoint.topic_id.encode()
+    batch.put(_CHECKPOINT, stored)
 
 
 def _read_checkpoint(db: Rdict) -> Checkpoint | None:

@@ -16,7 +16,7 @@ from faust.exceptions import ImproperlyConfigured
 from streams_app.batch import Overlay, check_size
 from streams_app.codecs import Codec, key_codec, value_codec
 from streams_app.errors import DeadBatchError, StoreCorrupted, StoreFailed
-from streams_app.events import Event, in_hand
+from streams_app.events import Event, current_batch, in_hand
 from streams_app.faust_adapter import HostTable, Rows
 from streams_app.store import TIME_BYTES, Store
 from streams_app.windows import CLOCK_ROW, WINDOW_BYTES, TimeWindow, WindowedTable, WindowKeys, to_ms
@@ -52,16 +52,15 @@ class TableData:
         return self._values.decode(stored[self._skip :] if self._skip else stored)
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        event = self._event_in_hand()
-        overlay = self._overlay(event)
+        overlay = self._own_overlay()
         key_bytes, stored = self._keys.encode(key), self._values.encode(value)
         check_size(self._changelog, key_bytes, stored)
         if self._skip:
-            stored = overlay.time(int(event.message.timestamp * 1000)) + stored
+            stored = overlay.time(int(_in_hand().message.timestamp * 1000)) + stored
         overlay.writes[key_bytes] = stored
 
     def __delitem__(self, key: Any) -> None:
-        overlay = self._overlay(self._event_in_hand())
+        overlay = self._own_overlay()
         key_bytes = self._keys.encode(key)
         if overlay.get(key_bytes) is None:
             raise KeyError(key)
@@ -93,39 +92,22 @@ class TableData:
         for key in list(self):
             del self[key]
 
-    def _event(self) -> Event | None:
-        """The event in hand, if the table is kept under its guarantee: another's agents see committed values."""
+    def _overlay(self) -> Overlay | None:
+        """How the batch in hand sees the event's partition; None outside of agents of the table's own guarantee."""
         event = in_hand.get()
-        return event if event is not None and event.batch is not None and event.app is self._app else None
+        if event is None or event.app is not self._app or event.batch is None:
+            return None
+        batch, message = event.batch, event.message
+        overlay = batch.overlays.get((self._table, message.partition))
+        if overlay is None or batch.dead or batch.sealed:
+            new = partial(self._new_overlay, message.topic, message.partition)
+            overlay = batch.overlay(self._table, message.partition, new)
+        return overlay
 
-    def _stored(self, key: bytes) -> bytes | None:
-        event = self._event()
-        if event is not None:
-            try:
-                return self._overlay(event).get(key)
-            except (StoreCorrupted, StoreFailed) as error:
-                raise self._hopeless(event, error) from error
-        for store in list(self.partitions.values()):
-            stored = store.get(key)
-            if stored is not None:
-                return stored
-        return None
-
-    def _scan(self) -> Iterator[tuple[bytes, bytes]]:
-        event = self._event()
-        if event is not None:
-            try:
-                yield from self._overlay(event).items()
-            except (StoreCorrupted, StoreFailed) as error:
-                raise self._hopeless(event, error) from error
-        else:
-            for store in list(self.partitions.values()):
-                yield from store.items()
-
-    def _event_in_hand(self) -> Event:
-        own = self._event()
-        if own is not None:
-            return own
+    def _own_overlay(self) -> Overlay:
+        overlay = self._overlay()
+        if overlay is not None:
+            return overlay
         event = in_hand.get()
         if event is None or event.batch is None:
             raise TypeError(
@@ -136,19 +118,29 @@ class TableData:
             "event to an agent of the table's own app, and let that write"
         )
 
-    def _hopeless(self, event: Event, error: StoreCorrupted | StoreFailed) -> DeadBatchError:
-        """The disk's fault is not the event's: else it would be set aside."""
-        assert event.batch is not None
-        return event.batch.hopeless(error)
+    def _stored(self, key: bytes) -> bytes | None:
+        overlay = self._overlay()
+        if overlay is not None:
+            try:
+                return overlay.get(key)
+            except (StoreCorrupted, StoreFailed) as error:
+                raise _hopeless(error) from error
+        for store in list(self.partitions.values()):
+            stored = store.get(key)
+            if stored is not None:
+                return stored
+        return None
 
-    def _overlay(self, event: Event) -> Overlay:
-        batch, message = event.batch, event.message
-        assert batch is not None
-        partition = message.partition
-        overlay = batch.overlays.get((self._table, partition))
-        if overlay is None or batch.dead or batch.sealed:
-            overlay = batch.overlay(self._table, partition, partial(self._new_overlay, message.topic, partition))
-        return overlay
+    def _scan(self) -> Iterator[tuple[bytes, bytes]]:
+        overlay = self._overlay()
+        if overlay is not None:
+            try:
+                yield from overlay.items()
+            except (StoreCorrupted, StoreFailed) as error:
+                raise _hopeless(error) from error
+        else:
+            for store in list(self.partitions.values()):
+                yield from store.items()
 
     def _new_overlay(self, topic: str, partition: int, below: Overlay | None) -> Overlay:
         store = self.partitions.get(partition)
@@ -158,6 +150,19 @@ class TableData:
                 f"{topic} and {self._changelog} must have the same number of partitions"
             )
         return Overlay(store, self._changelog, below)
+
+
+def _in_hand() -> Event:
+    event = in_hand.get()
+    assert event is not None
+    return event
+
+
+def _hopeless(error: StoreCorrupted | StoreFailed) -> DeadBatchError:
+    """The disk's fault is not the event's: else it would be set aside."""
+    batch = current_batch()
+    assert batch is not None
+    return batch.hopeless(error)
 
 
 class WindowedData(TableData):
@@ -179,7 +184,7 @@ class WindowedData(TableData):
         super().__delitem__(key)
         if self._skip:
             # The row's time may have been the newest, and a restore knows the time by the rows that are left.
-            overlay = self._overlay(self._event_in_hand())
+            overlay = self._own_overlay()
             overlay.writes[CLOCK_ROW] = overlay.time(0) + CLOCK_ROW
 
     def write(self, rows: Rows, timestamp: float) -> None:
@@ -188,7 +193,7 @@ class WindowedData(TableData):
         Raises:
             ValueError: one of the windows is closed, or too far ahead, or a row is too large.
         """
-        overlay, time_ms = self._overlay(self._event_in_hand()), to_ms(timestamp)
+        overlay, time_ms = self._own_overlay(), to_ms(timestamp)
         writes = {}
         for (key, window), value in rows:
             start_ms = self._window.start_ms(window)
@@ -202,12 +207,12 @@ class WindowedData(TableData):
 
     def newest_ms(self) -> int:
         """The record time of the event's partition, as its batch sees it; 0 before the first."""
-        event = self._event()
-        if event is None:
+        overlay = self._overlay()
+        if overlay is None:
             raise RuntimeError(
                 "outside of the table's own agents there is no event, whose partition's newest time this is"
             )
-        return self._overlay(event).clock_ms
+        return overlay.clock_ms
 
     def keys_of_windows(self) -> Iterator[Any]:
         """Each key that has a row, once."""

@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import aiokafka
 import pytest
+from aiokafka.consumer.fetcher import Fetcher, FetchResult, PartitionRecords
 from aiokafka.consumer.group_coordinator import GroupCoordinator
 from aiokafka.consumer.subscription_state import Assignment, SubscriptionState, TopicPartitionState
 from aiokafka.errors import KafkaConnectionError
@@ -63,6 +64,7 @@ PIN = Pin("group", 3, "member")
         (SubscriptionState, "subscription"),
         (TopicPartitionState, "has_valid_position"),
         (TopicPartitionState, "position"),
+        (PartitionRecords, "_consumer_record"),
         (ThrowableQueue, "force_put_nowait"),
     ],
 )
@@ -89,6 +91,11 @@ def test_a_name_that_we_override_or_call_is_there(owner: type, name: str) -> Non
         (GroupCoordinator.__init__, "self.coordinator_id"),
         (GroupCoordinator.reset_generation, "self.request_rejoin()"),
         (TopicPartitionState.__init__, "self.lso"),
+        (aiokafka.AIOKafkaConsumer.start, "self._fetcher = Fetcher("),
+        (Fetcher.__init__, "self._records = collections.OrderedDict()"),
+        (Fetcher._proc_fetch_request, "self._records[tp] = FetchResult("),
+        (FetchResult.__init__, "self._partition_records = partition_records"),
+        (PartitionRecords._unpack_records, "consumer_record = self._consumer_record(tp, record)"),
         (SupervisorStrategy._supervisor.fun, "self._please_wakeup = None"),
         (Agent._execute_actor, "await self._on_error(self, exc)"),
         (App._on_partitions_assigned, "await T(self.topics.on_partitions_assigned)(assigned)"),
@@ -123,7 +130,6 @@ def test_faust_calls_what_it_keeps_for_the_current_event() -> None:
 
 def test_the_pin_and_the_records_are_taken_in_one_step() -> None:
     """aiokafka gives records out without an await after it has looked at the assignment."""
-    from aiokafka.consumer.fetcher import Fetcher  # noqa: PLC0415
 
     source = inspect.getsource(Fetcher.fetched_records)
     assert source.index("reassignment_in_progress") < source.index("drained = {}")

@@ -664,7 +664,7 @@ class TestAgainstKafka:
         drop("ledger", side="credit")(history.world)
         history.write()
         history.store("slot-0", history.app.tables[0], 0, {b"nobody": b"{}"}, 0)
-        history.store("slot-1", history.app.tables[0], 1, {}, 10_000)
+        history.store("slot-1", history.app.tables[0], 1, {b"somebody": b"{}"}, 10_000)
         admin = AdminClient(history.address.librdkafka())
         [deleted] = admin.delete_records([TopicPartition(f"{history.prefix}transfer-results", 0, 1)]).values()
         deleted.result(timeout=30)

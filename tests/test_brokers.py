@@ -95,6 +95,47 @@ def corner(kafka_url: str, tmp_path: Path) -> Iterator[Corner]:
     made.close()
 
 
+def test_records_handed_over_together_stand_where_and_in_the_order_they_were_meant(corner: Corner) -> None:
+    """A call for many takes no headers or times and no partition of its own for each; what has some goes between them."""
+    topic = f"{corner.name}-out"
+    corner.admin.create_topics([NewTopic(topic, 2, 1)])[topic].result(30)
+    plain = [Output(topic, b"key", b"%d" % number) for number in range(1_500)]
+    timed = Output(topic, b"key", b"timed", timestamp_ms=1_700_000_000_000)
+    headed = Output(topic, b"key", b"headed", headers=[("name", b"value")])
+    outputs = [
+        *plain[:1_200],
+        timed,
+        headed,
+        *plain[1_200:],
+        Output(topic, None, b"here", 1),
+        Output(topic, b"key", None),
+    ]
+    pin, session = corner.join(), corner.session(corner.name)
+    session.begin()
+    session.produce(outputs)
+    written = session.produce_changelog(*corner.changelog, [(b"a", b"1", None), (b"b", None, None), (b"a", b"2", 7)])
+    session.flush()
+    session.send_offsets([Consumed(*corner.input, 1)], pin)
+    session.end()
+    assert written.offset == 2
+    reader = Consumer({**corner.config, "group.id": f"{corner.name}-reader", "enable.auto.commit": False})
+    found = {}
+    for partition in range(2):
+        reader.assign([TopicPartition(topic, partition, 0)])
+        found[partition] = reader.consume(len(outputs), timeout=5)
+    reader.close()
+    [at] = [partition for partition in found if len(found[partition]) > 1]
+    values = [message.value() for message in found[at]]
+    expected = [output.value for output in outputs if output.partition is None]
+    if at == 1:  # the one for partition 1 came before the last
+        expected.insert(-1, b"here")
+    else:
+        assert [message.value() for message in found[1]] == [b"here"]
+    assert values == expected
+    assert found[at][1_200].timestamp()[1] == timed.timestamp_ms
+    assert found[at][1_201].headers() == headed.headers
+
+
 def test_a_pending_offset_is_waited_for(corner: Corner) -> None:
     """Starting at the old offset would do again what a transaction about to commit has done."""
     pin = corner.join()

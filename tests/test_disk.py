@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tests.rig import rig
 
-#: More than the worker's log has, less than RocksDB's has after some thousand entries.
+#: More than the worker's log has, less than RocksDB's has after ten thousand keys.
 _LIMIT_BYTES = 64 * 1024
 
 
@@ -17,7 +17,7 @@ def test_a_full_disk_ends_the_worker_with_a_sentence_and_no_event_is_blamed(kafk
         worker = made.worker().wait_started()
         _, most = resource.prlimit(worker.pid, resource.RLIMIT_FSIZE)
         resource.prlimit(worker.pid, resource.RLIMIT_FSIZE, (_LIMIT_BYTES, most))
-        made.send(40_000, keys=20_000)
+        made.send(60_000, keys=60_000)
         assert worker.wait() != 0
         assert worker.says("Make room on the disk")
         made.worker().wait_started()

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from confluent_kafka import Consumer, KafkaError, KafkaException
 
-from streams_app.errors import BatchError, CommitUnconfirmed, PartitionsLost, TransactionAborted
+from streams_app.errors import BatchError, CommitUnconfirmed, OutputRefused, PartitionsLost, TransactionAborted
 from streams_app.session import Consumed, Output, Pin, Session, group_metadata, unfenced_group_metadata
 
 PIN = Pin("group", 3, "member")
@@ -37,6 +37,13 @@ class FakeProducer:
 
     def produce(self, *args: Any, **kwargs: Any) -> None:
         self._do("produce")
+
+    def produce_batch(self, topic: str, messages: list[dict[str, Any]], partition: int) -> int:
+        self._do("produce")
+        refused = self.script.get("refused")
+        if refused is not None:
+            messages[-1]["_error"] = refused
+        return len(messages) - (refused is not None)
 
     def flush(self, timeout: float) -> int:
         assert timeout > 0
@@ -122,6 +129,15 @@ def test_a_group_that_moved_on_means_that_the_partitions_are_lost(code: int) -> 
     session, _ = opened({"offsets": kafka_error(code, txn_requires_abort=True)})
     with pytest.raises(PartitionsLost):
         run(session)
+    assert session.broken
+
+
+def test_a_record_that_is_refused_among_others_is_no_success() -> None:
+    """A call for many says so by a number, and in the record, not by an error."""
+    session, _ = opened({"refused": KafkaError(KafkaError.MSG_SIZE_TOO_LARGE, "scripted")})
+    session.begin()
+    with pytest.raises(OutputRefused):
+        session.produce([Output("out", b"k", b"v"), Output("out", b"k", b"large")])
     assert session.broken
 
 

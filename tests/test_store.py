@@ -50,6 +50,48 @@ def test_a_write_whose_offset_is_unknown_leaves_the_checkpoint(store: Store) -> 
     assert store.checkpoint.offset == 7
 
 
+def test_what_is_not_on_disk_yet_is_read_and_overwritten_as_if_it_were(store: Store) -> None:
+    """Whoever reads must not have to know what was written out when."""
+    expected: dict[bytes, bytes] = {}
+    draw = random.Random(1)
+    for offset in range(2_000):
+        writes = {b"%d" % draw.randrange(50): draw.choice([None, b"%d" % offset]) for _ in range(3)}
+        store.publish(writes, [], offset)
+        for key, value in writes.items():
+            expected.pop(key, None)
+            if value is not None:
+                expected[key] = value
+        if draw.random() < 0.05:
+            store.write_out()
+        if draw.random() < 0.02:
+            store.restore([b"restored"], [b"%d" % offset], [], offset)
+            expected[b"restored"] = b"%d" % offset
+        if offset % 50 == 0:
+            assert dict(store.items()) == expected
+        assert all(store.get(b"%d" % number) == expected.get(b"%d" % number) for number in range(50))
+
+
+def test_memory_of_what_was_published_is_bounded(store: Store, tmp_path: Path) -> None:
+    """And what is pushed out of it is on disk."""
+    for number in range(40):
+        store.publish({b"%d" % number: bytes(1_000_000)}, [], number)
+    checkpoint, values = read_only_copy(store.path)
+    assert checkpoint is not None
+    assert 25 < len(values) == checkpoint + 1
+    assert all(store.get(b"%d" % number) == bytes(1_000_000) for number in range(40))
+    assert store._recent_bytes < 40_000_000
+
+
+def test_values_whose_place_in_the_changelog_is_unknown_stay_off_the_disk(tmp_path: Path) -> None:
+    """Nobody could tell later which topic they are of."""
+    store = Store(tmp_path / "0", topic_id="topic")
+    store.publish({b"a": b"1"}, [], None)
+    store.close()
+    store = Store(tmp_path / "0", topic_id="topic")
+    assert dict(store.items()) == {}
+    store.close()
+
+
 KILLED_AFTER_PUBLISH = """
 import os, signal, sys
 from pathlib import Path
@@ -58,6 +100,7 @@ store = Store(Path(sys.argv[1]), topic_id="topic")
 store.restore([b"k%d" % n for n in range(1000)], [b"v"] * 1000, [], 999)
 {finish}
 store.publish({{b"k0": b"new"}}, [], 1000)
+store.write_out()
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -99,9 +142,11 @@ from streams_app.store import Store
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 store = Store(Path(sys.argv[1]), topic_id="topic")
 store.publish({b"a": b"1"}, [], 7)
+store.write_out()
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
 try:
     store.publish({b"b": bytes(100_000)}, [], 8)
+    store.write_out()
 except StoreFailed as error:
     print(error, store.corrupt)
 """
@@ -240,6 +285,7 @@ def test_a_store_can_be_read_while_its_worker_lives(tmp_path: Path) -> None:
     path = store_path(tmp_path / "app" / "slot", "accounts", 3)
     store = Store(path, topic_id="topic")
     store.publish({b"a": b"1"}, [], 4)
+    store.write_out()
     assert list(local_stores(tmp_path, "app")) == [("accounts", 3, path)]
     assert read_only_copy(path) == (4, {b"a": b"1"})
     store.close()

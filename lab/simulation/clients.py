@@ -20,7 +20,6 @@ from streams_app.session import Pin
 _RETRY_S = 0.05
 #: One record: so a restore can end between two of one transaction.
 _RESTORE_CHUNK = 1
-_NOT_GIVEN = object()
 _FENCED = frozenset({KafkaError.PRODUCER_FENCED, KafkaError.INVALID_PRODUCER_EPOCH})
 #: What a producer recovers from by aborting; out of anything else it does not go on.
 _ABORTABLE = frozenset({KafkaError.ILLEGAL_GENERATION, KafkaError.UNKNOWN_MEMBER_ID, KafkaError.FENCED_INSTANCE_ID})
@@ -31,11 +30,6 @@ def new_producer(config: dict[str, Any]) -> Any:
     return (
         TransactionalProducer(running(), config) if "transactional.id" in config else PlainProducer(running(), config)
     )
-
-
-def _told(callback: Any, on_delivery: Any) -> Any:
-    """Which of its two names counts: as in confluent-kafka, one that is given as None hides the other."""
-    return on_delivery if callback is _NOT_GIVEN else callback
 
 
 class Queued(NamedTuple):
@@ -104,7 +98,6 @@ class TransactionalProducer:
         value: bytes | None,
         key: bytes | None,
         partition: int,
-        callback: Any = _NOT_GIVEN,
         on_delivery: Any = None,
         timestamp: int = 0,
         headers: object = None,
@@ -115,7 +108,13 @@ class TransactionalProducer:
                 KafkaError(KafkaError._FATAL if self._error.fatal() else KafkaError._STATE, "not any more")
             )
         self._check(self._begun)
-        self._queue.append(Queued(TP(topic, partition), key, value, _told(callback, on_delivery)))
+        self._queue.append(Queued(TP(topic, partition), key, value, on_delivery))
+
+    def produce_batch(self, topic: str, messages: list[dict[str, Any]], partition: int) -> int:
+        """Queue records of one topic."""
+        for message in messages:
+            self.produce(topic, message["value"], message["key"], partition)
+        return len(messages)
 
     def flush(self, timeout_s: float) -> int:
         """Send what is queued; the number of those that were not acknowledged."""
@@ -303,14 +302,13 @@ class PlainProducer:
         value: bytes | None,
         key: bytes | None,
         partition: int,
-        callback: Any = _NOT_GIVEN,
         on_delivery: Any = None,
         timestamp: int = 0,
         headers: object = None,
     ) -> None:
         """Queue a record, and send it soon."""
         self._process.check_alive()
-        self._queue.append(Queued(TP(topic, partition), key, value, _told(callback, on_delivery) or self._on_delivery))
+        self._queue.append(Queued(TP(topic, partition), key, value, on_delivery or self._on_delivery))
         self._unheard += 1
         if len(self._queue) == 1:
             # Soon, or at the flush, whichever comes first: then there is no thread of librdkafka that runs beside.

@@ -81,11 +81,23 @@ def run_on_kafka(url: str, steps: list[Step], name: str) -> Result:
     _end_open(producers[1], lambda: Producer(producing))
     reader = Consumer({**config, "group.id": name, "isolation.level": "read_committed", "enable.partition.eof": True})
     try:
-        [committed] = reader.committed([TopicPartition(name, 0)], timeout=_TIMEOUT_S)
+        committed = _committed(reader, TopicPartition(name, 0))
         records = [_read(reader, name, partition) for partition in range(_PARTITIONS)]
     finally:
         reader.close()
     return Result(answers, records, committed.offset if committed.offset >= 0 else None)
+
+
+def _committed(reader: Consumer, at: TopicPartition) -> TopicPartition:
+    """A broker that has only just begun to coordinate the group says for a moment that it does not."""
+    deadline_s = time.monotonic() + _TIMEOUT_S
+    while True:
+        try:
+            return reader.committed([at], timeout=_TIMEOUT_S)[0]
+        except KafkaException as error:
+            if error.args[0].code() != KafkaError.NOT_COORDINATOR or time.monotonic() > deadline_s:
+                raise
+            time.sleep(0.05)
 
 
 def _end_open(_last: Any, new_producer: Callable[[], Any]) -> None:

@@ -224,6 +224,7 @@ class Worker:
                 self._finish(batch, assignment)
             else:
                 self._guarantee.rest(self._positions, assignment.pin)
+                self._write_out()
                 self._idle(assignment)
         except BaseException:
             batch.drop()
@@ -340,10 +341,16 @@ class Worker:
         self._positions.update(batch.consumed)
         self._retry_s = _RETRY_S
         self.process.world.counts["batch"] += 1
+        if self.process.world.counts["batch"] % 3 == 0:  # so little never fills a store's memory
+            self._write_out()
         self._tell(f"has committed up to {[*batch.consumed.values()]}")
         self._below = None
         if self._filling is not None:
             self._filling.over(None)
+
+    def _write_out(self) -> None:
+        for store in self.stores.values():
+            store.write_out()
 
     def _tell(self, what: str) -> None:
         if self.process.world.story is not None:
