@@ -181,7 +181,7 @@ MUTANTS = (
         "counts an event as done whose agent raised",
         "18",
         "streams_app/engine.py",
-        "            batch.fail(event)\n",
+        "            self._last_words[at] = words\n            batch.fail(event)\n",
         "            event.ack()\n",
         test="test_exactly_once.py::test_an_event_whose_agent_raises_is_delivered_again_and_then_set_aside",
     ),
@@ -253,9 +253,9 @@ MUTANTS = (
         "                self._check_committable(batch, assignment)\n"
         "                await self._in_thread(self._guarantee.take, batch, self._positions)\n"
         "            self._deliver(batch, fetched)\n"
-        "            await self._settle(batch, fetched, assignment, until_s)\n",
+        "            await self._settle(batch, assignment, until_s)\n",
         "            self._deliver(batch, fetched)\n"
-        "            await self._settle(batch, fetched, assignment, until_s)\n"
+        "            await self._settle(batch, assignment, until_s)\n"
         "            if self._guarantee.claims_first:\n"
         "                self._check_committable(batch, assignment)\n"
         "                await self._in_thread(self._guarantee.take, batch, self._positions)\n",

@@ -1,7 +1,8 @@
 """What flows during a run, who works it off, and what it must come to.
 
 *Agents*: the agents of this checkout, whoever wrote them, with their registered generators and checks. *Bare*: the smallest
-app with state, which stock Faust can run, too: its output stays in the partition of its input.
+app with state, which stock Faust can run, too: its output stays in the partition of its input. *Topology*:
+see lab/topology.py.
 """
 
 from __future__ import annotations
@@ -69,6 +70,16 @@ def bare(engine: str, prefix: str, replication: int) -> Workload:
     return Workload(f"benchmarks.bare_{engine}", [app], [_BARE], {"bare": BareCheck}, at_work, topics)
 
 
+def topology(prefix: str, replication: int) -> Workload:
+    """What Faust's streams can do, one after the other."""
+    from lab import topology as app  # noqa: PLC0415 - it declares an app, and a generator, which others have no use for
+
+    topics = app.topics(prefix, replication)
+    return Workload(
+        "lab.topology", [app.audited(prefix)], [app.NAME], {"topology": app.TopologyCheck}, "partitions started", topics
+    )
+
+
 @generator(_BARE, topic="entries")
 def _entries(random: Random, keys: int) -> Iterator[Record]:
     number = 0
@@ -131,4 +142,6 @@ def workload_of(app: App, engine: str, name: str, settings: Settings) -> Workloa
     """
     if engine == STOCK or name == "bare":
         return bare(engine, settings.kafka_prefix, settings.topic_replication)
+    if name == "topology":
+        return topology(settings.kafka_prefix, settings.topic_replication)
     return agents(app, settings.kafka_prefix)

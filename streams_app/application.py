@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from typing import Any, cast
 
@@ -9,11 +10,14 @@ from faust.exceptions import ImproperlyConfigured
 from mode.utils.objects import cached_property
 
 from streams_app import table as tables
+from streams_app.channels import Channel
 from streams_app.engine import Engine
 from streams_app.events import Event
 from streams_app.faust_adapter import Agent, Assignor, Consumer, HostApp, Stream, Supervisor, TableManager
+from streams_app.faust_settings import as_variables, check_options
 from streams_app.kafka import KafkaAddress
 from streams_app.provision import TopicSpec, create_topics
+from streams_app.sets import SetTable
 from streams_app.settings import GUARANTEES, Settings
 from streams_app.slot import Slot, acquire
 from streams_app.topics import Topic
@@ -41,8 +45,9 @@ class App(HostApp):
     ) -> None:
         if processing_guarantee not in GUARANTEES:
             raise ImproperlyConfigured(f"processing_guarantee={processing_guarantee!r} is none of {GUARANTEES}")
+        check_options(id, options)
         self.guarantee = processing_guarantee
-        self.settings = settings or Settings.from_env()
+        self.settings = settings or Settings.from_env({**as_variables(options), **os.environ})
         self._id = id
         self._main = main
         self._siblings: dict[str, App] = {}
@@ -70,6 +75,7 @@ class App(HostApp):
                 "Event": Event,
                 "Topic": Topic,
                 "Table": tables.Table,
+                "SetTable": SetTable,
                 "TableManager": TableManager,
                 "PartitionAssignor": Assignor,
                 "agent_supervisor": Supervisor,
@@ -174,6 +180,10 @@ class App(HostApp):
                 self.declared.setdefault(name, cast(Topic, topic))
         return topic
 
+    def channel(self, **options: Any) -> Any:
+        """Declare a channel in memory; see `streams_app.channels.Channel`."""
+        return Channel(self, **options)
+
     def Table(self, name: str, **options: Any) -> Any:
         """Declare a transactional table; see `streams_app.table.Table`."""
         config = {**_CHANGELOG_CONFIG, **options.pop("extra_topic_configs", {})}
@@ -184,12 +194,13 @@ class App(HostApp):
         raise ImproperlyConfigured(f"table {name}: global tables are not supported yet; use a Table")
 
     def SetTable(self, name: str, **options: Any) -> Any:
-        """Refused so far."""
-        raise ImproperlyConfigured(f"table {name}: set tables are not supported yet; use a Table of lists")
+        """Declare a table of sets; see `streams_app.sets.SetTable`."""
+        config = {**_CHANGELOG_CONFIG, **options.pop("extra_topic_configs", {})}
+        return super().SetTable(name, extra_topic_configs=config, **options)
 
     def SetGlobalTable(self, name: str, **options: Any) -> Any:
         """Refused so far."""
-        return self.SetTable(name, **options)
+        return self.GlobalTable(name, **options)
 
     def partitions_of(self, topic: str) -> int | None:
         """Number of partitions of a topic (its declared name, without prefix, will do), once the consumer knows it."""

@@ -17,7 +17,8 @@ from __future__ import annotations
 import asyncio
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
@@ -114,6 +115,10 @@ class Batch:
         #: What was made of them, in the order of delivery: one event for each agent that reads the topic.
         self.events: list[Event] = []
         self.pending = 0
+        #: Of these, those whose agents went on without them: they may wait for an event that is not delivered yet.
+        self.held = 0
+        #: Up to these offsets, `take` hands out events one by one: one of them made its agent raise.
+        self.alone: Mapping[TP, int] = {}
         #: Events that were neither done nor delivered again; at most once only.
         self.given_up = 0
         self.dead = False
@@ -147,8 +152,33 @@ class Batch:
     def done(self) -> None:
         """An agent is through with an event."""
         self.pending -= 1
-        if not self.pending:
+        if self.pending == self.held:
             self._changed.set()
+
+    def hold(self) -> None:
+        """An agent went on without being through with an event."""
+        self.held += 1
+        if self.pending == self.held:
+            self._changed.set()
+
+    @contextmanager
+    def holding(self) -> Iterator[None]:
+        """While an agent awaits something that may take another event to come."""
+        self.hold()
+        try:
+            yield
+        finally:
+            self.held -= 1
+
+    @property
+    def sends_at_once(self) -> bool:
+        """Whether outputs leave before the commit."""
+        return self._outbox is not None
+
+    @property
+    def waits_for_more(self) -> bool:
+        """Whether an agent may need more events than there are before it is done with those that it holds."""
+        return self.held > 0 and self.failure is None and self.trouble is None
 
     def fail(self, event: Event) -> None:
         """An agent did not get through with ``event``: the whole batch is delivered again, or that event given up."""
@@ -181,7 +211,7 @@ class Batch:
             if message.tp not in withdrawn:
                 withdrawn[message.tp] = self._cut(message.tp, message.offset)
         self.events = [event for event in self.events if not event.withdrawn]
-        if not self.pending:
+        if self.pending == self.held:
             self._changed.set()
         return withdrawn
 
@@ -199,8 +229,8 @@ class Batch:
 
     @property
     def is_settled(self) -> bool:
-        """Whether every delivered event is done, or one has failed."""
-        return not self.pending or self.failure is not None or self.trouble is not None
+        """Whether every delivered event is done, or held until others come, or one has failed."""
+        return self.pending == self.held or self.failure is not None or self.trouble is not None
 
     async def settled(self) -> None:
         """Wait until it `is_settled`."""

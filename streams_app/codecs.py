@@ -33,7 +33,7 @@ def is_struct(kind: Any) -> bool:
     return isinstance(kind, type) and issubclass(kind, msgspec.Struct)
 
 
-def struct_codec(kind: type) -> Codec:
+def struct_codec(kind: Any) -> Codec:
     """JSON of a type that msgspec knows; its constraints are checked when decoding."""
     decoder: Callable[[bytes], Any] = msgspec.json.Decoder(kind).decode
 

@@ -95,6 +95,8 @@ class Engine(Service):
         self._positions: dict[TP, int] = {}
         self._attempts: Counter[tuple[TP, int]] = Counter()
         self._last_words: dict[tuple[TP, int], str] = {}
+        #: See `Batch.alone`.
+        self._alone: dict[TP, int] = {}
         self._chunk_events = _FIRST_CHUNK_EVENTS
         #: While a record is looked for that no broker takes, a batch has one chunk.
         self._one_chunk = False
@@ -176,19 +178,30 @@ class Engine(Service):
             return
         event = current_event()
         batch = event.batch if event is not None else None
-        if event is None or batch is None or event.acked or isinstance(error, DeadBatchError):
+        if event is None or batch is None or isinstance(error, DeadBatchError):
+            return
+        undone = event.undone
+        if not undone:
             return  # not while it had an event in hand
         if batch.dead or batch.sealed or batch.trouble or batch.failure not in {None, event}:
             return  # the batch is dropped already, for the fault of another event, or of nobody
-        at = event.message.tp, event.message.offset
+        (tp, offset) = at = event.message.tp, event.message.offset
         words = f"{agent}: {type(error).__name__}: {error}"
-        if self._guarantee.redelivers:
+        if not self._guarantee.redelivers and undone == [event]:
+            self._set_aside(batch, event.message, "agent_error", words, attempts=1)
+            event.ack()
+        elif not self._guarantee.redelivers:
+            # Some of them may have been done. Set aside, and replayed one day, these would be done twice.
+            for each in undone:
+                batch.fail(each)
+        elif len(event.together) > 1:
+            # Which of them it was is known when they have been handed out one by one.
+            self._alone[tp] = max(offset, self._alone.get(tp, offset))
+            batch.fail(event)
+        else:
             self._attempts[at] += 1
             self._last_words[at] = words
             batch.fail(event)
-        else:
-            self._set_aside(batch, event.message, "agent_error", words, attempts=1)
-            event.ack()
 
     # -- The coroutine.
 
@@ -318,6 +331,7 @@ class Engine(Service):
         if not fetched.messages or self._pipeline.failed:
             await self._pipeline.ended()
         batch = self._guarantee.new_batch(fetched.pin)
+        batch.alone = self._alone
         self._pipeline.fill(batch)
         try:
             if fetched.messages:
@@ -397,9 +411,14 @@ class Engine(Service):
                 self._check_committable(batch, assignment)
                 await self._in_thread(self._guarantee.take, batch, self._positions)
             self._deliver(batch, fetched)
-            await self._settle(batch, fetched, assignment, until_s)
+            await self._settle(batch, assignment, until_s)
             now_s = time.monotonic()
             self._adapt_chunk(now_s - chunk_started_s, interval_s)
+            if batch.waits_for_more and not self._is_over(assignment):
+                # For another event, maybe, and that one may be among those to come.
+                self._check_held(batch)
+                fetched = await self._fetch(assignment, self.app.settings.commit_interval_ms)
+                continue
             if batch.pending or batch.failure or now_s >= until_s or self._is_full(batch):
                 return
             if not fetched.drained:
@@ -435,6 +454,14 @@ class Engine(Service):
             or len(batch.events) >= self._batch_max_events
             or len(batch.outputs) >= _BATCH_MAX_OUTPUTS
         )
+
+    def _check_held(self, batch: Batch) -> None:
+        """Delivery goes on while agents hold events, up to a bound: nothing of the batch commits before they are done."""
+        if len(batch.events) >= self._batch_max_events or len(batch.outputs) >= _BATCH_MAX_OUTPUTS:
+            raise ImproperlyConfigured(
+                f"agents of {self.app.conf.id} hold {batch.held} of {len(batch.events)} events without acknowledging them; "
+                "noack() is for agents that acknowledge within so many events (STREAMS_APP_BATCH_MAX_EVENTS)"
+            )
 
     def _deliver(self, batch: Batch, fetched: Fetched) -> None:
         """Put the records, as events of the batch, into the queues of the agents."""
@@ -472,7 +499,7 @@ class Engine(Service):
         at = message.tp, message.offset
         batch.set_aside.setdefault(at, dead_letter(self.app.settings.kafka_prefix, message, code, text, attempts))
 
-    async def _settle(self, batch: Batch, fetched: Fetched, assignment: Assignment, until_s: float) -> None:
+    async def _settle(self, batch: Batch, assignment: Assignment, until_s: float) -> None:
         """The barrier: wait until all delivered events are done.
 
         When the interval is over, what no agent has begun is taken back; so it is when the assignment ends, and then what
@@ -491,20 +518,23 @@ class Engine(Service):
                 break
             # The agents are busy with events of an earlier batch: taken back, these would only be delivered again.
             until_s = time.monotonic() + self.app.settings.commit_interval_ms / 1000
+        if not settled.done() and batch.waits_for_more and not self._is_over(assignment):
+            settled.cancel()
+            return
         if not settled.done():
-            self._withdraw(batch, fetched)
+            self._withdraw(batch)
             await self._first_of(settled, assignment.over.wait(), keep=settled)
         if not settled.done() and not assignment.lost:
             await asyncio.wait({settled}, timeout=self.app.settings.revoke_timeout_ms / 1000)
         settled.cancel()
 
-    def _withdraw(self, batch: Batch, fetched: Fetched) -> None:
-        """Take back what no agent has begun; all of it is of ``fetched``, as what was delivered before is done."""
+    def _withdraw(self, batch: Batch) -> None:
+        """Take back what no agent has begun."""
+        ends = dict(batch.consumed)
         withdrawn = batch.withdraw()
         if withdrawn:
             purge(self.app, withdrawn)
-            positions = {tp: fetched.positions[tp] for tp in withdrawn}
-            back = Fetched(fetched.pin, withdrawn, positions, drained=False)
+            back = Fetched(batch.pin, withdrawn, {tp: ends[tp] for tp in withdrawn}, drained=False)
             self._withheld = back if self._withheld is None else back.followed_by(self._withheld)
 
     def _check_committable(self, batch: Batch, assignment: Assignment) -> None:
@@ -566,6 +596,8 @@ class Engine(Service):
             for at in [at for at in self._attempts if at[1] < self._positions.get(at[0], at[1] + 1)]:
                 del self._attempts[at]
                 self._last_words.pop(at, None)
+        for tp in [tp for tp, offset in self._alone.items() if offset < self._positions.get(tp, offset + 1)]:
+            del self._alone[tp]
         self._retry_s = _RETRY_S
         self._one_chunk = False
         self.figures["dead_letters"] += len(batch.set_aside) + batch.set_aside_by_agents

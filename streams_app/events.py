@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextvars import ContextVar
 from typing import Any
 
@@ -19,6 +20,12 @@ class Event(faust.Event):
     taken = False
     #: Taken back before any agent had begun: it comes again with a later batch.
     withdrawn = False
+    #: Its agent went on, and acknowledges it some other time.
+    held = False
+    #: The last of several that were handed out together knows all of them.
+    together: Sequence[Event] = ()
+    #: What its agent holds besides.
+    held_besides: Sequence[Event] = ()
 
     def __init__(
         self, app: Any, key: Any, value: Any, headers: Any, message: Message, batch: Batch | None = None
@@ -37,8 +44,28 @@ class Event(faust.Event):
             return False
         self.acked = True
         if self.batch is not None:
+            if self.held:
+                self.batch.held -= 1
             self.batch.done()
         return True
+
+    @property
+    def undone(self) -> list[Event]:
+        """This event, and what its agent has in hand with it, as far as they are not acknowledged."""
+        in_hand = dict.fromkeys((*self.held_besides, *self.together, self))
+        return [event for event in in_hand if not event.acked]
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether it is to be handed out by itself, as it, or one near to it, made an agent raise."""
+        message = self.message
+        return self.batch is not None and message.offset <= self.batch.alone.get(message.tp, -1)
+
+    def hold(self) -> None:
+        """Tell the batch that the agent wants the next event before it acknowledges this one."""
+        if not self.acked and not self.held and self.batch is not None:
+            self.held = True
+            self.batch.hold()
 
 
 #: Faust keeps a weak reference: a task that an agent left behind would find None there, and its sends would pass for some

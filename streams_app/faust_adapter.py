@@ -25,6 +25,7 @@ from collections.abc import (
     Sequence,
 )
 from concurrent.futures import CancelledError
+from contextlib import AbstractContextManager, aclosing, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeAlias, TypeVar, cast
 
@@ -39,6 +40,7 @@ from aiokafka.protocol.group import LeaveGroupRequest
 from confluent_kafka import KafkaException
 from confluent_kafka import Producer as ConfluentProducer
 from faust.agents import Agent as FaustAgent
+from faust.agents.replies import ReplyConsumer as FaustReplyConsumer
 from faust.assignor.partition_assignor import PartitionAssignor
 from faust.exceptions import ImproperlyConfigured, Skip
 from faust.streams import _current_event
@@ -50,9 +52,10 @@ from mode.services import Service
 from mode.supervisors import OneForOneSupervisor
 from mode.threads import QueueServiceThread
 from mode.utils.futures import maybe_async
+from mode.utils.objects import cached_property
 
 from streams_app.errors import PartitionsLost, TransactionAborted
-from streams_app.events import Event, in_hand
+from streams_app.events import Event, current_batch, in_hand
 from streams_app.partitioning import partition_of
 from streams_app.session import Pin
 
@@ -74,6 +77,8 @@ _FETCH_MAX_WAIT_MS = 50
 _COORDINATION_PATIENCE_S = 30
 #: Events that an agent may take in a row before the loop's other tasks get a turn.
 _EVENTS_A_TURN = 64
+#: Held events between two looks for those that were acknowledged.
+_PRUNED_EVERY = 128
 #: At most 50 restarts of an agent a second.
 _RESTART_PAUSE_S = 0.02
 
@@ -661,14 +666,38 @@ class Supervisor(OneForOneSupervisor):
 
 
 class Agent(FaustAgent):
-    """An agent that takes its end, and a cancellation of its own making, for what they are: failures."""
+    """An agent that takes its end, and a cancellation of its own making, for what they are: failures.
 
-    def __init__(self, *args: Any, isolated_partitions: bool = False, **kwargs: Any) -> None:
-        if isolated_partitions:
+    Whoever asks it and awaits the answer with an event in hand is refused where outputs wait for the commit, which waits for
+    the event. Elsewhere delivery goes on meanwhile, as the question has to get here.
+    """
+
+    async def ask(self, *args: Any, **kwargs: Any) -> Any:
+        """As Faust's."""
+        with self._asked():
+            return await super().ask(*args, **kwargs)
+
+    async def kvjoin(self, *args: Any, **kwargs: Any) -> list[Any]:
+        """As Faust's; `join` comes here, too."""
+        with self._asked():
+            return await super().kvjoin(*args, **kwargs)
+
+    async def kvmap(self, *args: Any, **kwargs: Any) -> AsyncIterator[str]:
+        """As Faust's; `map` comes here, too."""
+        with self._asked():
+            async for answer in super().kvmap(*args, **kwargs):
+                yield answer
+
+    def _asked(self) -> AbstractContextManager[None]:
+        batch = current_batch()
+        if batch is None:
+            return nullcontext()
+        if not batch.sends_at_once:
             raise ImproperlyConfigured(
-                "isolated_partitions is not supported under exactly_once yet; use one agent for all"
+                f"{self.name} was asked from inside of an event under exactly_once: the question leaves with the commit, "
+                "and the commit waits for the event. Use cast() or send(), or ask from a timer, or under at_least_once"
             )
-        super().__init__(*args, **kwargs)
+        return batch.holding()
 
     async def _execute_actor(self, coro: Awaitable[None], aref: Any) -> None:
         await super()._execute_actor(self._endless(coro), aref)
@@ -685,6 +714,22 @@ class Agent(FaustAgent):
             raise RuntimeError("the agent ended, while its stream goes on; agents loop over their stream for ever")
 
 
+class ReplyConsumer(FaustReplyConsumer):
+    """Reads answers.
+
+    Faust's subscribes to their topic by a channel that nobody reads, and waits 3 s before it looks at one that is read: what
+    comes meanwhile would be in nobody's hand for ever, and its batch would wait for it.
+    """
+
+    async def _start_fetcher(self, topic_name: str) -> None:
+        if topic_name in self._fetchers:
+            return
+        self._fetchers[topic_name] = None
+        topic = self._reply_topic(topic_name)
+        await topic.maybe_declare()
+        self._fetchers[topic_name] = self.add_future(self._drain_replies(topic))
+
+
 class Stream(faust.Stream[Any]):
     """A stream that acknowledges an event when the agent asks for the next one.
 
@@ -692,6 +737,8 @@ class Stream(faust.Stream[Any]):
     """
 
     _iteration: object = None
+    #: What the agent went on without acknowledging, and some that it has acknowledged since.
+    _held: list[Event]
 
     def __aiter__(self) -> AsyncIterator[Any]:
         return self._shown(lambda _event, value: value)
@@ -711,19 +758,79 @@ class Stream(faust.Stream[Any]):
         self._active_agens.add(iterator)
         return iterator
 
-    def take(self, *args: Any, **kwargs: Any) -> Any:
-        """Refused so far: Faust reads ahead in a task of its own, where no event is in hand."""
-        raise ImproperlyConfigured("take() is not supported under exactly_once yet; process one event at a time")
+    def take(self, max_: int, within: Any = None) -> AsyncGenerator[list[Any], None]:
+        """Lists of at most ``max_`` values, all of one partition, acknowledged together when the agent asks for more.
 
-    take_events = take_with_timestamp = noack_take = take
+        A list is handed out as soon as nothing more waits: who waited for more, as Faust's own does up to ``within``, would
+        hold up the commit of what is there.
+        """
+        return self._lists(max_, lambda _event, value: value)
 
-    def noack(self) -> Any:
-        """Refused so far: an agent that collects events before it acknowledges them would wait for ones that wait for it."""
-        raise ImproperlyConfigured(
-            "noack() is not supported yet; an event is done when the agent asks for the next one"
+    def take_events(self, max_: int, within: Any = None) -> AsyncGenerator[list[Any], None]:
+        """`take`, of events."""
+        return self._lists(max_, lambda event, _value: event)
+
+    def take_with_timestamp(self, max_: int, within: Any, timestamp_field_name: str) -> AsyncGenerator[list[Any], None]:
+        """`take`, of values, of which mappings are given their record's time, in seconds since 1970."""
+
+        def stamped(event: Event, value: Any) -> Any:
+            if isinstance(value, dict) and timestamp_field_name:
+                value[timestamp_field_name] = event.message.timestamp
+            return value
+
+        return self._lists(max_, stamped)
+
+    def noack_take(self, max_: int, within: Any = None) -> AsyncGenerator[list[Any], None]:
+        """`take`, of events that the agent acknowledges itself; see `noack`."""
+        return self._lists(max_, lambda event, _value: event, acks=False)
+
+    def _lists(
+        self, most: int, show: Callable[[Event, Any], Any], *, acks: bool = True
+    ) -> AsyncGenerator[list[Any], None]:
+        if most < 1:
+            raise ValueError(f"take({most}): at least one at a time")
+        iterator = self._take(most, show, acks=acks)
+        self._active_agens.add(iterator)
+        return iterator
+
+    async def _take(
+        self, most: int, show: Callable[[Event, Any], Any], *, acks: bool
+    ) -> AsyncGenerator[list[Any], None]:
+        skipped, together, shown = self._skipped_value, [], []
+        try:
+            async with aclosing(self._iterate(lambda event, value: (event, value), takes=True)) as events:
+                async for event, value in events:
+                    if event is None:
+                        raise ImproperlyConfigured(f"take() is for topics and channels, not for {self.channel}")
+                    if value is skipped:
+                        event.ack()
+                    else:
+                        together.append(event)
+                        shown.append(show(event, value))
+                    if not shown or not (len(shown) == most or event.is_alone or not self._more_waits(event)):
+                        continue
+                    # An agent that raises does so with all of them in hand.
+                    together[-1].together = tuple(together)
+                    yield shown
+                    for each in together:
+                        self._go_on(each, acks=acks)
+                    together, shown = [], []
+        except (GeneratorExit, asyncio.CancelledError):
+            _fail(together)
+            raise
+
+    def _more_waits(self, event: Event) -> bool:
+        """Whether the next event is there already, and of the same partition: tables are kept by partition."""
+        waiting, errors = self._queues()
+        following = waiting[0] if waiting and not errors else None
+        return (
+            isinstance(following, Event) and following.batch is event.batch and following.message.tp == event.message.tp
         )
 
-    async def _iterate(self, view: Callable[[Event | None, Any], Any]) -> AsyncGenerator[Any, None]:
+    async def _iterate(
+        self, view: Callable[[Event | None, Any], Any], *, takes: bool = False
+    ) -> AsyncGenerator[Any, None]:
+        """One event after the other; whoever ``takes`` several is told of skipped ones too, and acknowledges himself."""
         self._finalized = True
         started_here = await self.maybe_start()
         this = self._iteration = object()
@@ -732,6 +839,7 @@ class Stream(faust.Stream[Any]):
         _current_event.set(cast(Any, in_hand.get))
         turn = 0
         event: Event | None = None
+        self._held = []
         waiting, errors = self._queues()
         try:
             while not self.should_stop:
@@ -749,19 +857,18 @@ class Stream(faust.Stream[Any]):
                 value = event.value if event is not None else channel_value
                 if self._processors or self.join_strategy is not None:
                     value = await self._process(value)
-                shown = skipped if value is skipped else view(event, value)
+                shown = skipped if value is skipped and not takes else view(event, value)
                 if shown is not skipped:
                     self.events_total += 1
                     yield shown
                 self.current_event = None
-                if event is not None and (do_ack or value is skipped):
-                    event.ack()
+                if event is not None and not takes:
+                    self._go_on(event, acks=do_ack or value is skipped)
         except StopAsyncIteration:
             return  # the channel was a finite iterable
         except (GeneratorExit, asyncio.CancelledError):
-            if event is not None and event.batch is not None and not event.acked:
-                # The agent ended with the event in hand. If it raised, the engine knows; cancelled, nobody else would tell.
-                event.batch.fail(event)
+            # The agent ended with these in hand. If it raised, the engine knows; cancelled, nobody else would tell.
+            _fail(self._held if event is None else [*self._held, event])
             raise
         finally:
             self._channel_stop_iteration(self.channel)
@@ -771,17 +878,23 @@ class Stream(faust.Stream[Any]):
                 await self.stop()
                 self.service_reset()
 
+    def _go_on(self, event: Event, *, acks: bool) -> None:
+        """The agent wants the next event: it is through with this one, or acknowledges it some other time."""
+        if acks:
+            event.ack()
+            return
+        event.hold()
+        self._held.append(event)
+        if len(self._held) % _PRUNED_EVERY == 0:
+            self._held[:] = [each for each in self._held if not each.acked]
+
     def _begin(self, event: Event) -> bool:
         """Begin with an event; False: it is not wanted any more."""
-        batch = event.batch
-        if batch is not None:
-            if event.withdrawn or batch.dead:
-                return False
-        elif self.app.in_worker:
-            raise ImproperlyConfigured(
-                f"{self.channel} is in memory: what is sent through it would be in no transaction; use a topic"
-            )
+        if event.batch is not None and (event.withdrawn or event.batch.dead):
+            return False
         event.taken = True
+        if self._held:
+            event.held_besides = self._held
         return True
 
     def _queues(self) -> tuple[deque[Any], deque[Any]]:
@@ -797,6 +910,12 @@ class Stream(faust.Stream[Any]):
             return await self.on_merge(value)
         except Skip:
             return self._skipped_value
+
+
+def _fail(events: Iterable[Event]) -> None:
+    for event in events:
+        if event.batch is not None and not event.acked:
+            event.batch.fail(event)
 
 
 def routes_of(app: App, tp: TP) -> list[tuple[Callable[[Message], tuple[Any, Any]], Callable[[Sequence[Event]], None]]]:
@@ -876,6 +995,10 @@ class HostApp(faust.App):
     """The part of our `App` that overrides what Faust's app keeps private."""
 
     engine: Any
+
+    @cached_property
+    def _reply_consumer(self) -> ReplyConsumer:
+        return ReplyConsumer(self, loop=self.loop, beacon=self.beacon)
 
     def _new_transport(self) -> Transport:
         return Transport(self.conf.broker_consumer, self)

@@ -35,10 +35,11 @@ def register_lab(app: App) -> None:
     @click.option("--engine", type=click.Choice(["ours", "stock"]), default="ours", show_default=True)
     @click.option(
         "--workload",
-        type=click.Choice(["agents", "bare"]),
+        type=click.Choice(["agents", "bare", "topology"]),
         default="agents",
         show_default=True,
-        help="Your agents, or the smallest app with state, which stock Faust can run, too.",
+        help="Your agents, the smallest app with state, which stock Faust can run, too, or one that groups, takes and counts "
+        "in windows.",
     )
     @click.option(
         "--mutant",

@@ -252,8 +252,11 @@ class Table(HostTable):
     def data(self) -> TableData:  # type: ignore[override]
         """The stores behind the table."""
         if self._view is None:
-            self._view = TableData(self) if self.window is None else WindowedData(self, self.window)
+            self._view = self._new_data()
         return self._view
+
+    def _new_data(self) -> TableData:
+        return TableData(self) if self.window is None else WindowedData(self, self.window)
 
     async def on_start(self) -> None:
         """Make sure that the changelog topic exists; the engine opens the stores."""

@@ -90,6 +90,11 @@ class Topic(faust.Topic):
             return key, None
         return key, decode_value(message.value)
 
+    def encode_message(self, key: Any, value: Any) -> tuple[bytes | None, bytes | None]:
+        """Key and value as the bytes of a record; bytes are taken for such already."""
+        key_bytes, value_bytes, *_ = self._encode(key, value, None)
+        return key_bytes, value_bytes
+
     def prepare_value(
         self, value: Any, value_serializer: Any = None, schema: Any = None, headers: Any = None
     ) -> tuple[Any, Any]:

@@ -17,6 +17,7 @@ from aiokafka.errors import KafkaConnectionError
 from aiokafka.protocol.group import LeaveGroupRequest
 from faust import App, Stream, Table
 from faust.agents import Agent
+from faust.agents.replies import ReplyConsumer
 from faust.assignor.partition_assignor import PartitionAssignor
 from faust.streams import _current_event, current_event
 from faust.tables.manager import TableManager
@@ -41,6 +42,10 @@ PIN = Pin("group", 3, "member")
         (App, "_on_agent_error"),
         (App, "_stop_consumer"),
         (App, "_update_assignment"),
+        (App, "_reply_consumer"),
+        (ReplyConsumer, "_start_fetcher"),
+        (ReplyConsumer, "_drain_replies"),
+        (ReplyConsumer, "_reply_topic"),
         (PartitionAssignor, "_group_co_subscribed"),
         (Stream, "_channel_stop_iteration"),
         (Table, "_should_expire_keys"),

@@ -96,10 +96,8 @@ async def test_the_failure_of_an_event_counts_whoever_notices_it_first() -> None
 async def test_nothing_is_taken_back_before_an_agent_has_begun() -> None:
     """It would be delivered again at once, and again: an agent that is busy for long would fill the memory."""
     engine = Bare()
-    batch, fetched = engine.deliver(5)
-    settling = asyncio.ensure_future(
-        engine._settle(batch, fetched, Assignment(PIN, frozenset({INPUT})), time.monotonic())
-    )
+    batch, _ = engine.deliver(5)
+    settling = asyncio.ensure_future(engine._settle(batch, Assignment(PIN, frozenset({INPUT})), time.monotonic()))
     for _ in range(10):
         await asyncio.sleep(0.01)
     assert not settling.done()

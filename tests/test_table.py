@@ -160,7 +160,7 @@ def test_what_no_broker_takes_is_the_events_fault(hand: Hand) -> None:
         hand.table["x" * MAX_RECORD_BYTES] = 1
 
 
-@pytest.mark.parametrize("kind", ["GlobalTable", "SetTable", "SetGlobalTable"])
+@pytest.mark.parametrize("kind", ["GlobalTable", "SetGlobalTable"])
 def test_what_is_not_supported_is_refused_at_once(hand: Hand, kind: str) -> None:
     """Half working tables are worse than none."""
     with pytest.raises(ImproperlyConfigured, match="not supported"):

@@ -56,3 +56,11 @@ def test_the_readmes_agent_works_alone(kafka_url: str, tmp_path: Path) -> None:
     assert audit["at_rest"]
     [figures] = [section["figures"] for section in audit["sections"] if section["name"] == "check visits"]
     assert figures["visits"] == figures["counts"] == 100, "the check of docs/proof.md has looked"
+
+    blocks = re.findall(r"```python\n(.*?)```", (CHECKOUT / "docs" / "testing.md").read_text(), re.DOTALL)
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "conftest.py").write_text('pytest_plugins = ["streams_app.testing"]\n')
+    (tmp_path / "tests" / "test_visits.py").write_text("\n\n".join(blocks))
+    tests = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "asyncio_mode=auto", "tests"]
+    done = subprocess.run(tests, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
