@@ -57,6 +57,8 @@ _START_TIMEOUT_S = 120.0
 NO_PROGRESS_S = 45.0
 #: Two faults may overlap, or three: more at a time only hide each other.
 _MOST_FAULTS = 3
+#: The exit code of a worker that finds no broker when it is started, and how long it looks for one.
+_OUT_OF_REACH, _REACH_TIMEOUT_S = 3, 15.0
 _KEYS = 200
 
 
@@ -314,11 +316,21 @@ class Lab:
         """Start again who ended by itself: with brokers and wires failing, nobody may."""
         for worker in self.workers:
             if worker.pid is not None and not worker.alive and worker.name not in self._world.down:
-                if worker.name not in self._world.frail:
+                if worker.name not in self._world.frail and not self._is_cut_off(worker):
                     said = f"{worker.name}, exit code {worker.exit_code}: {last_error(worker.log)}"
                     self.checker.run.add("worker ended", said)
                 self._world.frail.discard(worker.name)
                 worker.start()
+
+    def _is_cut_off(self, worker: WorkerProcess) -> bool:
+        """Whether it ended as it was started behind a wire that was hurt: then it says that Kafka is out of reach."""
+        if worker.exit_code != _OUT_OF_REACH:
+            return False
+        return any(
+            strike.victim == f"wire of {worker.name}"
+            and (strike.healed_s is None or self._since() - strike.healed_s < _REACH_TIMEOUT_S)
+            for strike in self.strikes
+        )
 
     def _measure_on(self) -> None:
         """In a thread, as a broker that is down makes it wait."""
