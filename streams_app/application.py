@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import warnings
 from typing import Any, cast
@@ -17,9 +18,11 @@ from streams_app.faust_adapter import Agent, Assignor, Consumer, HostApp, Stream
 from streams_app.faust_settings import as_variables, check_options
 from streams_app.kafka import KafkaAddress
 from streams_app.provision import TopicSpec, create_topics
+from streams_app.replicas import Replicas
 from streams_app.sets import SetTable
 from streams_app.settings import GUARANTEES, Settings
 from streams_app.slot import Slot, acquire
+from streams_app.store import Store, store_path
 from streams_app.topics import Topic
 
 #: Changelogs keep tombstones for a day, so that a store that was away for half of that may still be trusted.
@@ -66,6 +69,7 @@ class App(HostApp):
                 "store": "memory://",
                 "topic_partitions": self.settings.topic_partitions,
                 "topic_replication_factor": self.settings.topic_replication,
+                "table_standby_replicas": self.settings.standby_replicas,
                 "stream_wait_empty": False,
                 "web_bind": "127.0.0.1",
                 "web_host": "127.0.0.1",
@@ -158,10 +162,23 @@ class App(HostApp):
         """What lies between fetch and commit."""
         return Engine(self, beacon=self.beacon)
 
+    @cached_property
+    def replicas(self) -> Replicas:
+        """What this process follows of tables that others write."""
+        return Replicas(self)
+
     async def on_first_start(self) -> None:
         """Take the slot; Faust's own folders are not needed."""
-        if self.runs_here and not self.client_only:
+        follows = any(table.is_followed for table in self.transactional_tables())
+        if (self.runs_here or follows) and not self.client_only:
             self.slot = acquire(self.settings.datadir, self.conf.id, self.settings.slot)
+            if not self.runs_here:
+                self.replicas.follow()
+
+    async def on_shutdown(self) -> None:
+        """Close what was followed, after the engine has closed its own."""
+        await super().on_shutdown()
+        await asyncio.to_thread(self.replicas.close)
 
     async def maybe_start_producer(self) -> Any:
         """The producer for sends from outside of agents."""
@@ -190,8 +207,8 @@ class App(HostApp):
         return super().Table(name, extra_topic_configs=config, **options)
 
     def GlobalTable(self, name: str, **options: Any) -> Any:
-        """Refused so far."""
-        raise ImproperlyConfigured(f"table {name}: global tables are not supported yet; use a Table")
+        """Declare a table that every worker reads whole; see `streams_app.table.Table`."""
+        return self.Table(name, everywhere=True, **options)
 
     def SetTable(self, name: str, **options: Any) -> Any:
         """Declare a table of sets; see `streams_app.sets.SetTable`."""
@@ -199,8 +216,15 @@ class App(HostApp):
         return super().SetTable(name, extra_topic_configs=config, **options)
 
     def SetGlobalTable(self, name: str, **options: Any) -> Any:
-        """Refused so far."""
-        return self.GlobalTable(name, **options)
+        """Declare a table of sets that every worker reads whole."""
+        return self.SetTable(name, everywhere=True, **options)
+
+    def follow(self, table: Any) -> None:
+        """Keep a committed copy of what this process does not hold of ``table``, for views that read it."""
+        if not table.is_followed:
+            table.is_followed = True
+            if self.started:
+                self.replicas.follow()
 
     def partitions_of(self, topic: str) -> int | None:
         """Number of partitions of a topic (its declared name, without prefix, will do), once the consumer knows it."""
@@ -225,6 +249,12 @@ class App(HostApp):
     def table_of_changelog(self, topic: str) -> tables.Table:
         """The table behind a changelog topic."""
         return next(table for table in self.transactional_tables() if table.changelog_topic_name == topic)
+
+    def open_store(self, tp: tuple[str, int], topic_id: str) -> Store:
+        """The store of a changelog's partition, below the slot; see `streams_app.store.Store.trusted`."""
+        table = self.table_of_changelog(tp[0])
+        path = store_path(self.slot.folder, table.name, tp[1])
+        return Store.trusted(path, topic_id=topic_id, expires_ms=table.expires_ms)
 
     def create_topic(self, topic: str, partitions: int, replication: int, config: dict[str, str]) -> None:
         """Create a topic if it is missing; blocks."""

@@ -21,7 +21,7 @@ import asyncio
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -51,7 +51,7 @@ from streams_app.offsets import Offsets
 from streams_app.pipeline import Pipeline
 from streams_app.session import Pin
 from streams_app.start import Start, Started
-from streams_app.store import Store, store_path
+from streams_app.store import Store
 
 if TYPE_CHECKING:
     from streams_app.application import App
@@ -287,34 +287,36 @@ class Engine(Service):
         """In the thread; see start.py for what it raises."""
         app = self.app
         with contextlib.closing(Offsets(app.kafka.librdkafka(), app.conf.id)) as offsets:
-            self._open_stores(changelogs, offsets.topic_ids({tp.topic for tp in changelogs}))
+            self._open_stores(changelogs, assignment.standbys, offsets.topic_ids({tp.topic for tp in changelogs}))
             from_latest = str(app.conf.consumer_auto_offset_reset) == "latest"
             start = Start(offsets, self._guarantee, app.kafka.librdkafka(), from_latest=from_latest)
             stores = cast("dict[tuple[str, int], Store]", self._stores)
-            return start.run(assignment.pin, [*inputs], stores, lambda: self._is_over(assignment))
+            started = start.run(assignment.pin, [*inputs], stores, lambda: self._is_over(assignment))
+        app.replicas.follow()
+        app.replicas.wait_for_copies(lambda: self._is_over(assignment))
+        return started
 
-    def _open_stores(self, changelogs: set[TP], topic_ids: Mapping[str, str]) -> None:
-        """In the thread: close the stores of partitions that are gone, open those that came."""
-        for tp in self._stores.keys() - changelogs:
-            self._stores.pop(tp).close()
+    def _open_stores(self, changelogs: set[TP], standbys: Collection[TP], topic_ids: Mapping[str, str]) -> None:
+        """In the thread: give back the stores of partitions that are gone, take or open those that came."""
+        gone = {(tp.topic, tp.partition): self._stores.pop(tp) for tp in self._stores.keys() - changelogs}
+        followed = self.app.replicas.exchange(gone, changelogs, standbys)
+        self._stores.update((TP(*tp), store) for tp, store in followed.items())
         for tp in changelogs:
             store = self._stores.get(tp)
             if store is None:
-                table = self.app.table_of_changelog(tp.topic)
-                path = store_path(self.app.slot.folder, table.name, tp.partition)
-                self._stores[tp] = Store.trusted(path, topic_id=topic_ids[tp.topic], expires_ms=table.expires_ms)
+                self._stores[tp] = self.app.open_store(tp, topic_ids[tp.topic])
             else:
                 store.topic_id = topic_ids[tp.topic]
                 if store.corrupt:
                     store.wipe()
 
     def _show_stores(self, changelogs: set[TP]) -> None:
-        """Let the tables see the stores of ``changelogs``, and no others: those are closed next."""
+        """Let the tables see the stores of ``changelogs``, and no others: those are closed next, unless they are followed."""
         for table in self.app.transactional_tables():
             table.data.partitions = {
                 tp.partition: store
                 for tp, store in self._stores.items()
-                if tp in changelogs and tp.topic == table.changelog_topic_name
+                if (tp in changelogs or table.is_followed) and tp.topic == table.changelog_topic_name
             }
 
     async def _work(self, assignment: Assignment) -> None:

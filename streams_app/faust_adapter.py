@@ -136,9 +136,11 @@ class Fetched(NamedTuple):
 class Assignment:
     """Partitions and the membership under which they are ours."""
 
-    def __init__(self, pin: Pin, partitions: frozenset[TP]) -> None:
+    def __init__(self, pin: Pin, partitions: frozenset[TP], standbys: frozenset[TP] = frozenset()) -> None:
         self.pin = pin
         self.partitions = partitions
+        #: Changelogs of tables that others write, and that we may have to take over.
+        self.standbys = standbys
         #: Ours to give back: what is in hand may still be committed.
         self.revoked = False
         #: Gone already: what is in hand is somebody else's to do again.
@@ -167,10 +169,12 @@ class _Listener(ConsumerRebalanceListener):
         thread = self._thread
         # Nothing may be fetched before the engine has restored tables and set positions.
         thread.kafka.pause(*assigned)
-        partitions = frozenset(TP(tp.topic, tp.partition) for tp in assigned)
+        app = thread.app
+        standbys = frozenset(tp for tp in app.assignor.assigned_standbys() if tp.topic in app.tables.changelog_topics)
+        partitions = frozenset(TP(tp.topic, tp.partition) for tp in assigned) - standbys
         pin = thread.live_pin()
         thread.app.slot.member_id = pin.member_id
-        await thread.guarded(thread.call_main(thread.on_assigned(Assignment(pin, partitions))))
+        await thread.guarded(thread.call_main(thread.on_assigned(Assignment(pin, partitions, standbys))))
 
 
 class ConsumerThread(driver.AIOKafkaConsumerThread):

@@ -38,6 +38,7 @@ TRANSLATED: Mapping[str, tuple[str, Callable[[Any], str]]] = {
     "producer_request_timeout": ("STREAMS_APP_TRANSACTION_TIMEOUT_MS", _milliseconds),
     "topic_partitions": ("STREAMS_APP_TOPIC_PARTITIONS", str),
     "topic_replication_factor": ("STREAMS_APP_TOPIC_REPLICATION", str),
+    "table_standby_replicas": ("STREAMS_APP_STANDBY_REPLICAS", str),
 }
 #: Tables are on disk, in RocksDB, whatever it says.
 WITHOUT_EFFECT = frozenset({"store"})
@@ -67,7 +68,6 @@ REFUSED: Mapping[str, str] = {
     "stream_wait_empty": _GONE,
     "table_cleanup_interval": "windows expire with the batches that move their time on",
     "table_key_index_size": _GONE,
-    "table_standby_replicas": "there are no standbys yet",
 }
 
 

@@ -160,6 +160,11 @@ class Offsets:
         committed = self._committed(self._reader, self._all_partitions(), _REQUEST_TIMEOUT_S)
         return {tp for tp, each in committed.items() if each.offset is not None}
 
+    def partitions(self, topics: Iterable[str]) -> set[TP]:
+        """All partitions of ``topics``."""
+        wanted = set(topics)
+        return {tp for tp in self._all_partitions() if tp[0] in wanted} if wanted else set()
+
     def _all_partitions(self) -> list[TP]:
         topics = self._admin.list_topics(timeout=_REQUEST_TIMEOUT_S).topics
         return [(name, partition) for name, topic in topics.items() for partition in topic.partitions]

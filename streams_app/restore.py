@@ -28,7 +28,8 @@ TP = tuple[str, int]
 #: So many at most, or what came within that time.
 _CHUNK_RECORDS, _CHUNK_S = 20_000, 0.02
 _NO_PROGRESS_S = 90.0
-_READER = {
+#: How changelogs are read.
+READER = {
     "group.id": "streams-app-restore",  # the client wants one; nothing is ever committed for it
     "enable.auto.commit": False,
     "enable.auto.offset.store": False,
@@ -63,7 +64,7 @@ def restore(
     """
     behind = {tp for tp in stores if starts[tp] < ends[tp]}
     if behind:
-        reader = Consumer({**config, **_READER})
+        reader = Consumer({**config, **READER})
         try:
             reader.assign([TopicPartition(*tp, starts[tp]) for tp in behind])
             _read(reader, stores, behind, ends, on_progress, cancelled)
@@ -88,10 +89,10 @@ def _read(
         reports: list[Message] = []
         for message in messages:
             (records if message.error() is None else reports).append(message)
-        for tp, run in _runs(records):
-            _apply(stores[tp], run)
+        for tp, run in runs(records):
+            apply(stores[tp], run)
             on_progress(len(run))
-        for tp, end in map(_ended, reports):
+        for tp, end in map(ended, reports):
             if end >= ends[tp]:
                 behind.discard(tp)
         if messages:
@@ -100,14 +101,14 @@ def _read(
             raise KafkaUnreachable(f"restore of {sorted(behind)} made no progress for {_NO_PROGRESS_S:g} s")
 
 
-def _runs(records: Sequence[Message]) -> Iterator[tuple[TP, list[Message]]]:
+def runs(records: Sequence[Message]) -> Iterator[tuple[TP, list[Message]]]:
     """Records that came one behind the other from one partition."""
     for partition, of_partitions in groupby(records, _partition):
         for topic, of_topic in groupby(of_partitions, _topic):
             yield (topic, partition), list(of_topic)
 
 
-def _ended(report: Message) -> tuple[TP, int]:
+def ended(report: Message) -> tuple[TP, int]:
     """The partition of which there is no more for now, and where it ends."""
     error, topic, partition, offset = report.error(), report.topic(), report.partition(), report.offset()
     is_end = error is not None and error.code() == KafkaError._PARTITION_EOF
@@ -116,7 +117,8 @@ def _ended(report: Message) -> tuple[TP, int]:
     return (topic, partition), offset
 
 
-def _apply(store: Store, records: Sequence[Message]) -> None:
+def apply(store: Store, records: Sequence[Message]) -> None:
+    """Bring records of its changelog, one behind the other, into a store."""
     timestamps_ms = (
         [timestamp_ms for _, timestamp_ms in map(_timestamp, records)] if store.expires_ms is not None else ()
     )

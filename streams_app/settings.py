@@ -46,6 +46,8 @@ class Settings:
     revoke_timeout_ms: int = 2_000
     topic_partitions: int = 4
     topic_replication: int = 1
+    #: Other workers that follow each table's partition, to take it over without a restore. As many as Faust has.
+    standby_replicas: int = 1
     #: Ids of transfers are remembered that long of the partition's record time.
     remember_ids_s: int = 24 * 60 * 60
 
@@ -58,12 +60,12 @@ class Settings:
         """
         defaults = cls()
 
-        def number(name: str, default: int) -> int:
+        def number(name: str, default: int, least: int = 1) -> int:
             text = env.get(name)
             if text is None:
                 return default
-            if not text.strip().isdigit() or int(text) < 1:
-                raise ConfigurationError(f"{name} is {text!r}; it must be a whole number of at least 1")
+            if not text.strip().isdigit() or int(text) < least:
+                raise ConfigurationError(f"{name} is {text!r}; it must be a whole number of at least {least}")
             return int(text)
 
         return cls(
@@ -85,6 +87,7 @@ class Settings:
             revoke_timeout_ms=number("STREAMS_APP_REVOKE_TIMEOUT_MS", defaults.revoke_timeout_ms),
             topic_partitions=number("STREAMS_APP_TOPIC_PARTITIONS", defaults.topic_partitions),
             topic_replication=number("STREAMS_APP_TOPIC_REPLICATION", defaults.topic_replication),
+            standby_replicas=number("STREAMS_APP_STANDBY_REPLICAS", defaults.standby_replicas, least=0),
             remember_ids_s=number("STREAMS_APP_REMEMBER_IDS_S", defaults.remember_ids_s),
         )
 

@@ -28,7 +28,7 @@ from streams_app.session import Pin
 from streams_app.store import Store
 
 #: Until a deleted key's tombstone itself is deleted; a checkpoint older than half of it could miss tombstones.
-_TOMBSTONES_KEPT = "delete.retention.ms"
+TOMBSTONES_KEPT = "delete.retention.ms"
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class Start:
             return 0
         ends = self._offsets.high_watermarks(stores)
         kept_ms = {
-            topic: int(self._offsets.setting(topic, _TOMBSTONES_KEPT)) for topic in {topic for topic, _ in stores}
+            topic: int(self._offsets.setting(topic, TOMBSTONES_KEPT)) for topic in {topic for topic, _ in stores}
         }
         starts = {tp: trusted_start(store, ends[tp], kept_ms[tp[0]]) for tp, store in stores.items()}
         restored = 0

@@ -207,11 +207,16 @@ class Store:
         self._put_values(batch, writes)
         self.checkpoint = Checkpoint(offset, int(time.time() * 1000), self.topic_id)
         _put_checkpoint(batch, self.checkpoint)
-        options = WriteOptions()
-        setattr(options, "disable_wal", True)  # noqa: B010 - a property, though its stub says a method
-        self._unlogged_writes = True
-        with self._disk():
-            self._db.write(batch, options)
+        self._write_unlogged(batch)
+
+    def confirm(self) -> None:
+        """What was restored reaches to the end of the changelog: its checkpoint is as good as new, however old the end is."""
+        if self.checkpoint is None:
+            return
+        self.checkpoint = self.checkpoint._replace(written_ms=int(time.time() * 1000))
+        batch = WriteBatch(raw_mode=True)
+        _put_checkpoint(batch, self.checkpoint)
+        self._write_unlogged(batch)
 
     def finish_restore(self) -> None:
         """Make what was restored last: the first logged write relies on it."""
@@ -264,6 +269,13 @@ class Store:
                 if expires:
                     put(_TIME + value[:TIME_BYTES] + key, b"")
                     self.clock_ms = max(self.clock_ms, int.from_bytes(value[:TIME_BYTES]))
+
+    def _write_unlogged(self, batch: WriteBatch) -> None:
+        options = WriteOptions()
+        setattr(options, "disable_wal", True)  # noqa: B010 - a property, though its stub says a method
+        self._unlogged_writes = True
+        with self._disk():
+            self._db.write(batch, options)
 
     @property
     def _recent_is_full(self) -> bool:

@@ -30,6 +30,9 @@ class TableData:
     def __init__(self, table: Table) -> None:
         #: Partition to store; the engine opens and closes them.
         self.partitions: dict[int, Store] = {}
+        #: The same of partitions that others write; see `streams_app.replicas`.
+        self.copies: dict[int, Store] = {}
+        self._is_everywhere = table.is_everywhere
         self._table = table.name
         self._app = table.app
         self._changelog: str = table.changelog_topic_name
@@ -120,27 +123,40 @@ class TableData:
 
     def _stored(self, key: bytes) -> bytes | None:
         overlay = self._overlay()
-        if overlay is not None:
-            try:
-                return overlay.get(key)
-            except (StoreCorrupted, StoreFailed) as error:
-                raise _hopeless(error) from error
-        for store in list(self.partitions.values()):
+        if overlay is None:
+            return self._committed(key)
+        try:
+            stored = overlay.get(key)
+            return self._committed(key, overlay.store) if stored is None and self._is_everywhere else stored
+        except (StoreCorrupted, StoreFailed) as error:
+            raise _hopeless(error) from error
+
+    def _committed(self, key: bytes, but: Store | None = None) -> bytes | None:
+        for store in self._stores(but):
             stored = store.get(key)
             if stored is not None:
                 return stored
         return None
 
+    def _stores(self, but: Store | None = None) -> list[Store]:
+        """Those that are here, each once."""
+        return [store for store in (self.copies | self.partitions).values() if store is not but]
+
     def _scan(self) -> Iterator[tuple[bytes, bytes]]:
         overlay = self._overlay()
-        if overlay is not None:
-            try:
-                yield from overlay.items()
-            except (StoreCorrupted, StoreFailed) as error:
-                raise _hopeless(error) from error
-        else:
-            for store in list(self.partitions.values()):
-                yield from store.items()
+        if overlay is None:
+            yield from self._scan_committed()
+            return
+        try:
+            yield from overlay.items()
+            if self._is_everywhere:
+                yield from self._scan_committed(overlay.store)
+        except (StoreCorrupted, StoreFailed) as error:
+            raise _hopeless(error) from error
+
+    def _scan_committed(self, but: Store | None = None) -> Iterator[tuple[bytes, bytes]]:
+        for store in self._stores(but):
+            yield from store.items()
 
     def _new_overlay(self, topic: str, partition: int, below: Overlay | None) -> Overlay:
         store = self.partitions.get(partition)
@@ -229,6 +245,10 @@ class Table(HostTable):
     transaction of a later batch. Record time is the largest timestamp among the events that wrote to the partition, and
     never ahead of the clock of this machine; so where several topics write one table, the one that is ahead decides.
 
+    ``everywhere`` makes it a global table: agents of every worker read all of its partitions, those of others a moment after
+    they were committed. A write goes to the partition of the event, as it does in any table; so a key belongs to the
+    partition whose events write it.
+
     ``tumbling`` and ``hopping`` make it a windowed table: see `streams_app.windows`. Its record time is that of its time
     relation, and ``expires_s`` follows from the ``expires`` of the windows.
     """
@@ -236,11 +256,16 @@ class Table(HostTable):
     WindowWrapper: ClassVar[Any] = WindowedTable
     window: TimeWindow | None
 
-    def __init__(self, app: faust.App, *, expires_s: float | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, app: faust.App, *, expires_s: float | None = None, everywhere: bool = False, **kwargs: Any
+    ) -> None:
         if kwargs.get("on_window_close") is not None:
             raise ImproperlyConfigured(f"table {kwargs.get('name')}: on_window_close is not supported yet")
         super().__init__(app, **kwargs)
         self.expires_s = expires_s
+        self.is_everywhere = everywhere
+        #: Whether this process follows the partitions that it does not hold.
+        self.is_followed = everywhere
         self._view: TableData | None = None
 
     @property

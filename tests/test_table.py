@@ -160,11 +160,37 @@ def test_what_no_broker_takes_is_the_events_fault(hand: Hand) -> None:
         hand.table["x" * MAX_RECORD_BYTES] = 1
 
 
-@pytest.mark.parametrize("kind", ["GlobalTable", "SetGlobalTable"])
-def test_what_is_not_supported_is_refused_at_once(hand: Hand, kind: str) -> None:
-    """Half working tables are worse than none."""
-    with pytest.raises(ImproperlyConfigured, match="not supported"):
-        getattr(hand.app, kind)("other")
+def test_a_global_table_is_read_whole(hand: Hand, tmp_path: Path) -> None:
+    """What the event's own partition has is as its batch sees it; what others have, as they committed it."""
+    table = hand.app.GlobalTable("rates", key_type=str, value_type=int, default=int)
+    own, copy = Store(tmp_path / "own", topic_id="topic"), Store(tmp_path / "copy", topic_id="topic")
+    own.publish({b"a": b"1", b"b": b"2"}, [], 5)
+    copy.publish({b"x": b"7"}, [], 5)
+    table.data.partitions, table.data.copies = {0: own}, {1: copy}
+    hand.take()
+    table["a"] += 10
+    del table["b"]
+    assert (table["a"], table["x"], table["nobody's"]) == (11, 7, 0)
+    assert "b" not in table
+    assert dict(table.items()) == {"a": 11, "x": 7}
+    assert len(table) == 2
+    hand.drop()
+    assert dict(table.items()) == {"a": 1, "b": 2, "x": 7}
+    own.close()
+    copy.close()
+
+
+def test_agents_see_a_followed_table_as_any_other(hand: Hand, tmp_path: Path) -> None:
+    """That a view wants a copy must not change what an agent does."""
+    copy = Store(tmp_path / "copy", topic_id="topic")
+    copy.publish({b"x": b"7"}, [], 5)
+    hand.app.follow(hand.table)
+    hand.table.data.copies = {1: copy}
+    assert hand.table["x"] == 7
+    hand.take()
+    assert "x" not in hand.table
+    assert dict(hand.table.items()) == {"a": 1, "b": 2}
+    copy.close()
 
 
 async def test_a_callback_runs_with_the_metadata_of_its_send(hand: Hand) -> None:
