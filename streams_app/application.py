@@ -24,6 +24,7 @@ from streams_app.settings import GUARANTEES, Settings
 from streams_app.slot import Slot, acquire
 from streams_app.store import Store, store_path
 from streams_app.topics import Topic
+from streams_app.web import application_options
 
 #: Changelogs keep tombstones for a day, so that a store that was away for half of that may still be trusted.
 _CHANGELOG_CONFIG = {"delete.retention.ms": str(24 * 60 * 60 * 1000)}
@@ -73,6 +74,7 @@ class App(HostApp):
                 "stream_wait_empty": False,
                 "web_bind": "127.0.0.1",
                 "web_host": "127.0.0.1",
+                "web_application_options": application_options(self),
                 **({"web_port": self.settings.port} if self.settings.port else {}),
                 "Agent": Agent,
                 "Stream": Stream,
@@ -169,11 +171,17 @@ class App(HostApp):
 
     async def on_first_start(self) -> None:
         """Take the slot; Faust's own folders are not needed."""
-        follows = any(table.is_followed for table in self.transactional_tables())
-        if (self.runs_here or follows) and not self.client_only:
+        if self.client_only:
+            return
+        if self.runs_here:
+            self._take_slot()
+        elif any(table.is_followed for table in self.transactional_tables()):
+            self._take_slot()
+            self.replicas.follow()
+
+    def _take_slot(self) -> None:
+        if "slot" not in self.__dict__:
             self.slot = acquire(self.settings.datadir, self.conf.id, self.settings.slot)
-            if not self.runs_here:
-                self.replicas.follow()
 
     async def on_shutdown(self) -> None:
         """Close what was followed, after the engine has closed its own."""
@@ -219,15 +227,22 @@ class App(HostApp):
         """Declare a table of sets that every worker reads whole."""
         return self.SetTable(name, everywhere=True, **options)
 
-    def follow(self, table: Any) -> None:
-        """Keep a committed copy of what this process does not hold of ``table``, for views that read it."""
+    def follow(self, table: tables.Table) -> None:
+        """Keep a committed copy of what this process does not hold of ``table``, for views that read it.
+
+        Asked for by `Table.committed` where something is missing. A process that runs no agents of the app asks for it where
+        the table is declared, so that the copy is there before anybody wants it.
+        """
         if not table.is_followed:
             table.is_followed = True
             if self.started:
+                self._take_slot()
                 self.replicas.follow()
 
     def partitions_of(self, topic: str) -> int | None:
         """Number of partitions of a topic (its declared name, without prefix, will do), once the consumer knows it."""
+        if not self.runs_here:
+            return self.replicas.partition_counts.get(topic)
         count = self.partition_counts.get(topic)
         if count is None:
             count = self.input.topic_partitions(topic) or self.input.topic_partitions(

@@ -47,6 +47,10 @@ class StoreFailed(StreamsAppError):
     """The disk does not take, or give, what a table needs: full, read-only, broken. Another machine's may."""
 
 
+class NotHere(StreamsAppError):
+    """This process does not hold the partition that was asked for, and has no copy of it yet: ask again soon."""
+
+
 class DeadBatchError(StreamsAppError):
     """The event belongs to a batch that was dropped: it is, or will be, delivered again."""
 

@@ -24,6 +24,7 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
@@ -74,6 +75,8 @@ class Replicas:
         self._paused, self._turning, self._closed = True, False, False
         #: Records applied, for whoever waits for progress.
         self.records = 0
+        #: Of the changelogs that are copied.
+        self.partition_counts: Mapping[str, int] = {}
 
     # -- Called by others.
 
@@ -197,7 +200,9 @@ class Replicas:
         """A reader, from the checkpoints on, of all that is to be followed; None: there is nothing."""
         app = self._app
         with contextlib.closing(Offsets(app.kafka.librdkafka(), app.conf.id)) as offsets:
-            followed = self._standbys | (offsets.partitions(self._copied_topics()) - self._owned)
+            copied = offsets.partitions(self._copied_topics())
+            self.partition_counts = Counter(topic for topic, _ in copied)
+            followed = self._standbys | (copied - self._owned)
             topics = {topic for topic, _ in followed}
             topic_ids = offsets.topic_ids(topics)
             kept_ms = {topic: int(offsets.setting(topic, TOMBSTONES_KEPT)) for topic in topics}

@@ -27,6 +27,8 @@ class Settings:
     slot: str | None = None
     #: Of the web server; None: 6066 or the next free one.
     port: int | None = None
+    #: Whoever writes by HTTP must know it; None: only this machine may.
+    web_token: str | None = None
     datadir: Path = Path(".streams-app")
     #: Length of a transaction under load. Kafka Streams' default for exactly once; shorter costs the broker more.
     commit_interval_ms: int = 100
@@ -74,6 +76,7 @@ class Settings:
             guarantees=_guarantees(env.get("STREAMS_APP_GUARANTEES")),
             slot=env.get("STREAMS_APP_SLOT") or env.get("DYNO") or None,
             port=number("PORT", 0) or None,
+            web_token=env.get("STREAMS_APP_WEB_TOKEN") or None,
             datadir=Path(env.get("STREAMS_APP_DATADIR") or defaults.datadir),
             commit_interval_ms=number("STREAMS_APP_COMMIT_INTERVAL_MS", defaults.commit_interval_ms),
             batch_max_events=number("STREAMS_APP_BATCH_MAX_EVENTS", defaults.batch_max_events),

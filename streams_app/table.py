@@ -8,18 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, KeysView, ValuesView
 from functools import partial
-from typing import Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import faust
 from faust.exceptions import ImproperlyConfigured
 
 from streams_app.batch import Overlay, check_size
 from streams_app.codecs import Codec, key_codec, value_codec
-from streams_app.errors import DeadBatchError, StoreCorrupted, StoreFailed
+from streams_app.errors import DeadBatchError, NotHere, StoreCorrupted, StoreFailed
 from streams_app.events import Event, current_batch, in_hand
 from streams_app.faust_adapter import HostTable, Rows
+from streams_app.partitioning import partition_of
 from streams_app.store import TIME_BYTES, Store
 from streams_app.windows import CLOCK_ROW, WINDOW_BYTES, TimeWindow, WindowedTable, WindowKeys, to_ms
+
+if TYPE_CHECKING:
+    from streams_app.application import App
 
 _MISSING = object()
 
@@ -53,6 +57,19 @@ class TableData:
         if stored is None:
             return default
         return self._values.decode(stored[self._skip :] if self._skip else stored)
+
+    def key_bytes(self, key: Any) -> bytes:
+        """The key as it is stored."""
+        return self._keys.encode(key)
+
+    def committed(self, key: Any, partition: int) -> Any:
+        """The committed value of ``key``, or None.
+
+        Raises:
+            KeyError: there is no store of the partition here.
+        """
+        stored = (self.copies | self.partitions)[partition].get(self._keys.encode(key))
+        return None if stored is None else self._values.decode(stored[self._skip :])
 
     def __setitem__(self, key: Any, value: Any) -> None:
         overlay = self._own_overlay()
@@ -299,6 +316,23 @@ class Table(HostTable):
     def get(self, key: Any, default: Any = None) -> Any:
         """The value of ``key``, or ``default``."""
         return self.data.get(key, default)
+
+    def committed(self, key: Any, *, of: bytes | None = None) -> Any:
+        """The committed value of ``key``, or None, for views of any process: where another one has it, from a copy.
+
+        ``of`` is the key of the events that write it, which tells its partition, where that is not ``key`` itself.
+
+        Raises:
+            NotHere: a copy is being made, or the partition is on its way between two workers.
+        """
+        app, data = cast("App", self.app), self.data
+        count = app.partitions_of(self.changelog_topic_name)
+        try:
+            if count is not None:
+                return data.committed(key, partition_of(data.key_bytes(key) if of is None else of, count))
+        except KeyError:
+            app.follow(self)
+        raise NotHere(f"this process has no copy of that part of the table {self.name} yet; ask again soon")
 
     def update(self, *args: Any, **kwargs: Any) -> None:
         """Set all keys of mappings or pairs, as `dict.update` does."""

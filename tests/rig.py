@@ -45,8 +45,9 @@ class Worker:
         self.slot = slot
         self.log = rig.folder / f"{slot}-{uuid4().hex[:6]}.log"
         self._file: IO[bytes] = self.log.open("wb")
+        web = [] if "PORT" in env else ["--without-web"]
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "faust", "-A", rig.app, "worker", "-l", "info", "--without-web"],
+            [sys.executable, "-m", "faust", "-A", rig.app, "worker", "-l", "info", *web],
             env={**rig.env, "STREAMS_APP_SLOT": slot, **env},
             stdout=self._file,
             stderr=subprocess.STDOUT,
