@@ -17,6 +17,7 @@ from benchmarks.throughput import LEDGER
 FEW, MANY = "10,000 accounts", "1,000,000 accounts"
 _RATE = "1,000 events/s"
 _RESTORED, _KEPT = "1,000,000 keys restored", "1,000,000 keys kept"
+_STANDBY = "1,000,000 keys, a standby"
 _SMALL, _LARGE = "1,000 keys", "10,000,000 keys"
 
 
@@ -85,6 +86,7 @@ GOALS = (
     Goal("restore, records/s", _of_ours("restore", _RESTORED, "records_per_s"), at_least=350_000),
     Goal("restore ÷ Kafka Streams", _by_kafka_streams("restore", _RESTORED, "records_per_s"), at_least=0.7),
     Goal("first event of a worker with its tables, s", _of_ours("restore", _KEPT, "first_event_s"), at_most=3),
+    Goal("take-over by a standby, s", _of_ours("takeover", _STANDBY, "takeover_s"), at_most=12),
     Goal(
         f"cost of an event, {_LARGE} ÷ {_SMALL}",
         # The rates the other way round: a cost is a time.

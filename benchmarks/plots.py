@@ -110,6 +110,15 @@ def restore(figures: Figures) -> None:
     start.set_title("seconds from the start of the process to the first output", loc="left")
 
 
+def takeover(figures: Figures) -> None:
+    """How long a killed worker's partitions lie still."""
+    _, axes = plt.subplots(figsize=(7, 1.6))
+    for place, case in enumerate(figures.cases):
+        bar(axes, place, figures.rounds(case, OURS, "takeover_s"), OURS)
+    name_places(axes, figures.cases)
+    axes.set_title("seconds from the kill to the last partition's output, session 8 s", loc="left")
+
+
 def growth(figures: Figures) -> None:
     """Cost of an event and memory by the number of keys."""
     _, (cost, memory) = plt.subplots(1, 2, figsize=(7, 2.8))
@@ -164,6 +173,7 @@ SCENES: dict[str, Callable[[Figures], None]] = {
     "throughput": throughput,
     "latency": latency,
     "restore": restore,
+    "takeover": takeover,
     "workers": scaling,
     "partitions": scaling,
     "growth": growth,

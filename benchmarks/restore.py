@@ -31,7 +31,7 @@ _DEADLINE_S = 120.0
 def restore(bench: Bench) -> Iterator[Sample]:
     """Rounds of both engines, without tables and with them."""
     keys = bench.scale.restored_keys
-    filled = [(engine, _filled(bench, engine)) for engine in (OURS, KAFKA_STREAMS) if engine in bench.engines]
+    filled = [(engine, filled(bench, engine)) for engine in (OURS, KAFKA_STREAMS) if engine in bench.engines]
     for number in range(bench.scale.rounds):
         for engine, run in rotated(filled, number):
             run.forget_tables()
@@ -44,7 +44,7 @@ def restore(bench: Bench) -> Iterator[Sample]:
         run.delete()
 
 
-def _filled(bench: Bench, engine: Engine) -> Run:
+def filled(bench: Bench, engine: Engine) -> Run:
     """A run whose table has one record for each key in its changelog, or a few more."""
     keys = bench.scale.restored_keys
     run = Run(bench.kafka, bench.folder)
@@ -62,7 +62,7 @@ def _start(engine: Engine, run: Run, keys: int, start: int) -> dict[str, float]:
     worker = engine.worker(run)
     reader = run.reader("first-event")
     try:
-        _seek_to_end(reader, run)
+        seek_to_end(reader, run)
         run.fill("entries", Entries(1, keys, start, in_turn=True).records())
         with Supervisor([worker]) as supervisor:
             started_s = time.monotonic()
@@ -79,7 +79,7 @@ def _start(engine: Engine, run: Run, keys: int, start: int) -> dict[str, float]:
     return {"first_event_s": first_event_s, "records_per_s": records / seconds, "wrong": int(output != expected)}
 
 
-def _seek_to_end(reader: Consumer, run: Run) -> None:
+def seek_to_end(reader: Consumer, run: Run) -> None:
     """From now on it reads what is new."""
     outputs = run.partitions_of("outputs")
     for tp in outputs:

@@ -28,6 +28,7 @@ from benchmarks.run import own_broker
 from benchmarks.scaling import growth, partitions, workers
 from benchmarks.steady import steady
 from benchmarks.table import HEADS, Samples, show
+from benchmarks.takeover import takeover
 from benchmarks.throughput import throughput
 from streams_app.supervisor import signals_interrupt
 
@@ -35,6 +36,7 @@ SCENARIOS: Mapping[str, Scenario] = {
     "throughput": throughput,
     "latency": steady,
     "restore": restore,
+    "takeover": takeover,
     "workers": workers,
     "partitions": partitions,
     "growth": growth,

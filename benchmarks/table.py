@@ -18,6 +18,7 @@ HEADS = {
     "p999_ms": "p99.9, ms",
     "records_per_s": "records/s",
     "first_event_s": "first event, s",
+    "takeover_s": "take-over, s",
     "worker_us": "worker, µs/event",
     "broker_us": "broker, µs/event",
     "rss_mb": "memory, MB",

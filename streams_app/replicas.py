@@ -185,6 +185,10 @@ class Replicas:
         if at_end - self._current:
             self._current |= at_end
             self._show()
+            if self._current.issuperset(self._followed or ()):
+                log.info(
+                    "%s: %d partitions of others are followed to their ends", self._app.conf.id, len(self._current)
+                )
 
     def _apply(self, tp: TP, run: list[Message]) -> None:
         store, first = self._stores[tp], run[0].offset()
