@@ -216,7 +216,7 @@ MUTANTS = (
         "takes part in a batch that is committing",
         "",
         "streams_app/batch.py",
-        "        self.sealed = True\n",
+        "        self.sealed, self.is_open = True, False\n",
         "        pass\n",
         test="test_table.py::test_a_task_that_an_agent_left_behind_takes_no_part",
     ),

@@ -26,7 +26,7 @@ from faust.types import TP, Message
 
 from streams_app.errors import DeadBatchError, PartitionsLost, TransactionAborted
 from streams_app.outbox import Outbox
-from streams_app.session import Consumed, Output, Pin, header_bytes
+from streams_app.session import Consumed, Outgoing, Output, Pin, header_bytes
 from streams_app.store import TIME_BYTES, Store
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ class Batch:
         self.redelivers = redelivers
         #: Next offset to read of each input partition, once this batch is committed.
         self.consumed: dict[TP, int] = {}
-        self.outputs: list[Output] = []
+        self.outputs = Outgoing()
         self.overlays: dict[tuple[str, int], Overlay] = {}
         #: Run on the main thread after the commit.
         self.callbacks: list[Callable[[], None]] = []
@@ -123,6 +123,8 @@ class Batch:
         self.given_up = 0
         self.dead = False
         self.sealed = False
+        #: Neither of both.
+        self.is_open = True
         #: Records set aside, by where they are from, with their dead letters.
         self.set_aside: dict[tuple[TP, int], Output] = {}
         #: How many events agents have set aside themselves.
@@ -149,17 +151,15 @@ class Batch:
         self.events += events
         self.pending += len(events)
 
-    def done(self) -> None:
-        """An agent is through with an event."""
-        self.pending -= 1
-        if self.pending == self.held:
-            self._changed.set()
-
     def hold(self) -> None:
         """An agent went on without being through with an event."""
         self.held += 1
         if self.pending == self.held:
-            self._changed.set()
+            self.wake()
+
+    def wake(self) -> None:
+        """Whoever waits for it to be `settled` shall look again."""
+        self._changed.set()
 
     @contextmanager
     def holding(self) -> Iterator[None]:
@@ -240,18 +240,19 @@ class Batch:
 
     def drop(self) -> None:
         """Declare the batch dead and forget its writes and outputs."""
-        self.dead = True
+        self.dead, self.is_open = True, False
         # New ones, not cleared ones: a commit that is under way must see all of them, or its transaction is torn.
-        self.outputs, self.overlays, self.callbacks, self.events = [], {}, [], []
+        self.outputs, self.overlays, self.callbacks, self.events = Outgoing(), {}, [], []
         self._changed.set()
 
     def release(self) -> None:
         """Let go of what was committed. Its events lead back here: such a circle lives until the garbage is collected."""
-        self.outputs, self.overlays, self.callbacks, self.events, self.messages = [], {}, [], [], {}
+        self.outputs, self.overlays, self.callbacks = Outgoing(), {}, []
+        self.events, self.messages = [], {}
 
     def seal(self) -> None:
         """Nothing is added from here on: the commit, in its thread, goes through outputs and writes."""
-        self.sealed = True
+        self.sealed, self.is_open = True, False
 
     def check_alive(self) -> None:
         """Raise `DeadBatchError` if the batch is not open any more."""
@@ -265,16 +266,30 @@ class Batch:
 
     def send(self, output: Output) -> None:
         """Add a record to what the transaction will produce."""
-        if self.dead or self.sealed:
+        if not self.is_open:
             self.check_alive()
         check_output(output)
         if self._outbox is None:
-            self.outputs.append(output)
-            return
+            self.outputs.add(output)
+        else:
+            self._send_at_once(self._outbox, output)
+
+    def send_plain(self, topic: str, key: bytes, value: bytes) -> None:
+        """`send` of a record that says nothing but key and value, as most do."""
+        if not self.is_open:
+            self.check_alive()
+        if len(key) + len(value) > MAX_RECORD_BYTES:
+            check_size(topic, key, value)
+        if self._outbox is None:
+            self.outputs.messages[topic].append({"key": key, "value": value})
+        else:
+            self._send_at_once(self._outbox, Output(topic, key, value))
+
+    def _send_at_once(self, outbox: Outbox, output: Output) -> None:
         if self._is_member is not None and not self._is_member():
             raise self.hopeless(PartitionsLost("the group has not heard of this worker for a whole session"))
         try:
-            self._outbox.produce(output)
+            outbox.produce(output)
         except TransactionAborted as error:
             raise self.hopeless(error) from error
 
@@ -305,11 +320,6 @@ class Batch:
 def check_output(output: Output) -> None:
     """Raise TypeError or ValueError for a record that the producer would refuse, with its whole batch, later."""
     topic, key, value, partition, _, headers = output
-    if headers is None and partition is None:
-        # The most frequent case.
-        if (len(key) if key else 0) + (len(value) if value else 0) > MAX_RECORD_BYTES:
-            check_size(topic, key, value)
-        return
     for header in headers or ():
         name, value = header
         if not isinstance(name, str) or not isinstance(value, (bytes, str, type(None))):

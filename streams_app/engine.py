@@ -74,6 +74,8 @@ _GLANCE_S = 0.01
 #: aiokafka has fetched ahead what had come by the last look. What has come since is there that soon.
 _LAST_LOOK_MS = 2
 _FINISH_S = 8.0
+#: No chunk is quicker.
+_CLOCK_TICK_S = 1e-6
 
 
 class Engine(Service):
@@ -382,16 +384,17 @@ class Engine(Service):
         self._chunk_events = max(1, min(self._chunk_events, len(records)) // 2)
         self._one_chunk = True
 
-    async def _fetch(self, assignment: Assignment, wait_ms: int) -> Fetched | None:
-        """Records, or None if the assignment ended first."""
+    async def _fetch(self, assignment: Assignment, wait_ms: int, share: float = 1.0) -> Fetched | None:
+        """Records, at most a ``share`` of a chunk; or None if the assignment ended first."""
+        most = max(1, int(self._most_events() * share))
         if self._withheld is not None:
-            fetched, self._withheld = self._withheld.split(self._most_events())
+            fetched, self._withheld = self._withheld.split(most)
             return fetched
         partitions = list(self._positions)
         if not partitions:
             await self._first_of(assignment.over.wait(), self._finishing.wait())
             return None
-        fetch = asyncio.ensure_future(self.app.input.fetch(partitions, wait_ms, self._most_events()))
+        fetch = asyncio.ensure_future(self.app.input.fetch(partitions, wait_ms, most))
         await self._first_of(fetch, assignment.over.wait(), self._finishing.wait())
         # Records of a fetch that was cut short are not lost: whoever owns the partition next starts at a stable offset.
         return fetch.result() if fetch.done() and not fetch.cancelled() else None
@@ -415,7 +418,8 @@ class Engine(Service):
             self._deliver(batch, fetched)
             await self._settle(batch, assignment, until_s)
             now_s = time.monotonic()
-            self._adapt_chunk(now_s - chunk_started_s, interval_s)
+            took_s = now_s - chunk_started_s
+            self._adapt_chunk(took_s, interval_s)
             if batch.waits_for_more and not self._is_over(assignment):
                 # For another event, maybe, and that one may be among those to come.
                 self._check_held(batch)
@@ -432,11 +436,12 @@ class Engine(Service):
                 last_look, wait_ms = True, _LAST_LOOK_MS
             else:
                 return
-            fetched = await self._fetch(assignment, wait_ms)
+            # No more than fits into the rest of the interval, or it would be taken back.
+            fetched = await self._fetch(assignment, wait_ms, min(1.0, (until_s - now_s) / max(took_s, _CLOCK_TICK_S)))
 
     def _adapt_chunk(self, took_s: float, interval_s: float) -> None:
         """Slow agents get few events at a time, so that little is taken back; quick ones many."""
-        if took_s > interval_s:
+        if took_s > interval_s / 2:
             self._chunk_events = max(1, self._chunk_events // 2)
         elif took_s < interval_s / 4 and not self._one_chunk:
             self._chunk_events = min(2 * self._chunk_events, _LARGEST_CHUNK_EVENTS)
@@ -469,26 +474,35 @@ class Engine(Service):
         """Put the records, as events of the batch, into the queues of the agents."""
         app = self.app
         for tp, messages in fetched.messages.items():
-            routes = routes_of(app, tp)
             batch.messages.setdefault(tp, []).extend(messages)
-            queues: list[list[Event]] = [[] for _ in routes]
-            for message in messages:
-                reason = self._reason_to_set_aside(tp, message.offset) if self._attempts else None
-                if reason is not None:
-                    self._set_aside(batch, message, *reason)
-                    continue
-                try:
-                    # All of them first: what one agent cannot read, none of them gets.
-                    decoded = [decode(message) for decode, _ in routes]
-                except UndecodableError as error:
-                    self._set_aside(batch, message, error.code, str(error), 1)
-                    continue
-                headers = message.headers
-                for (key, value), queue in zip(decoded, queues, strict=True):
-                    queue.append(Event(app, key, value, headers, message, batch))
-            for queue, (_, put) in zip(queues, routes, strict=True):
-                batch.add(queue)
-                put(queue)
+            wanted = self._without_failed(batch, messages) if self._attempts else messages
+            # All of them first: what one agent cannot read, none of them gets.
+            routes = [(decode(wanted), put) for decode, put in routes_of(app, tp)]
+            undecodable: dict[int, UndecodableError] = {}
+            for (_, failures), _ in routes:
+                undecodable = failures | undecodable
+            for at, error in undecodable.items():
+                self._set_aside(batch, wanted[at], error.code, str(error), 1)
+            for (decoded, _), put in routes:
+                events = [
+                    Event(app, key, value, message.headers, message, batch)
+                    for message, (key, value) in zip(wanted, decoded, strict=True)
+                ]
+                if undecodable:
+                    events = [event for at, event in enumerate(events) if at not in undecodable]
+                batch.add(events)
+                put(events)
+
+    def _without_failed(self, batch: Batch, messages: list[Message]) -> list[Message]:
+        """Those that may be delivered; what has failed too often is set aside."""
+        wanted = []
+        for message in messages:
+            reason = self._reason_to_set_aside(message.tp, message.offset)
+            if reason is None:
+                wanted.append(message)
+            else:
+                self._set_aside(batch, message, *reason)
+        return wanted
 
     def _reason_to_set_aside(self, tp: TP, offset: int) -> tuple[str, str, int] | None:
         attempts = self._attempts[tp, offset]

@@ -35,18 +35,28 @@ class Event(faust.Event):
         self.key = key
         self.value = value
         self.message = message
-        self.headers = dict(headers) if headers else {}
+        self._headers = headers
         self.batch = batch
+
+    @property
+    def headers(self) -> dict[str, Any]:  # type: ignore[override]
+        """The record's headers, as a mapping."""
+        if type(self._headers) is not dict:
+            self._headers = dict(self._headers or ())
+        return self._headers
 
     def ack(self) -> bool:
         """Tell the batch that an agent is through with this event; counts once."""
         if self.acked:
             return False
         self.acked = True
-        if self.batch is not None:
+        batch = self.batch
+        if batch is not None:
             if self.held:
-                self.batch.held -= 1
-            self.batch.done()
+                batch.held -= 1
+            batch.pending -= 1
+            if batch.pending == batch.held:
+                batch.wake()
         return True
 
     @property

@@ -27,10 +27,11 @@ from collections.abc import (
 from concurrent.futures import CancelledError
 from contextlib import AbstractContextManager, aclosing, nullcontext
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, NoReturn, TypeAlias, TypeVar, cast
 
 import aiokafka
 import faust
+import msgspec
 from aiokafka import errors as kafka_errors
 from aiokafka.abc import ConsumerRebalanceListener
 from aiokafka.consumer.fetcher import FetchResult
@@ -54,6 +55,7 @@ from mode.threads import QueueServiceThread
 from mode.utils.futures import maybe_async
 from mode.utils.objects import cached_property
 
+from streams_app.codecs import UndecodableError
 from streams_app.errors import PartitionsLost, TransactionAborted
 from streams_app.events import Event, current_batch, in_hand
 from streams_app.partitioning import partition_of
@@ -410,29 +412,51 @@ async def end_consumer(consumer: aiokafka.AIOKafkaConsumer) -> None:
         await consumer._client.close()
 
 
-class Record(Message):
-    """`faust.types.Message`, made of each record that is fetched, and so of as little as may be."""
+class Record(msgspec.Struct, gc=False):
+    """What `faust.types.Message` says of a record that was fetched. Made of each, and so of as little as may be."""
 
-    acked, refcount, tracked = False, 0, False
-    checksum = time_in = time_out = time_total = generation_id = None
+    tp: TP
+    offset: int
+    timestamp_ms: int
+    timestamp_type: int
+    headers: Sequence[tuple[str, bytes]]
+    key: bytes | None
+    value: bytes | None
+    #: What Faust's sensors note.
+    time_in: float | None = None
+    time_out: float | None = None
+    time_total: float | None = None
+    span: Any = None
 
-    def __init__(self, tp: TP, record: Any) -> None:
-        self.tp = tp
-        self.topic, self.partition = tp
-        self.offset = record.offset
-        self.timestamp = record.timestamp / 1000
-        self.timestamp_type = record.timestamp_type
-        self.headers = record.headers
-        self.key = record.key
-        self.value = record.value
+    #: Of Faust's own way to acknowledge, which is not ours.
+    acked: ClassVar[bool] = False
+    tracked: ClassVar[bool] = False
+    refcount: ClassVar[int] = 0
+    checksum: ClassVar[None] = None
+    generation_id: ClassVar[None] = None
 
     @property
-    def serialized_key_size(self) -> int:  # type: ignore[override]
+    def topic(self) -> str:
+        """Where it comes from."""
+        return self.tp.topic
+
+    @property
+    def partition(self) -> int:
+        """Where it comes from."""
+        return self.tp.partition
+
+    @property
+    def timestamp(self) -> float:
+        """In seconds since 1970."""
+        return self.timestamp_ms / 1000
+
+    @property
+    def serialized_key_size(self) -> int:
         """Bytes of the key."""
         return len(self.key or b"")
 
     @property
-    def serialized_value_size(self) -> int:  # type: ignore[override]
+    def serialized_value_size(self) -> int:
         """Bytes of the value."""
         return len(self.value or b"")
 
@@ -443,7 +467,9 @@ class _Records(OrderedDict[Any, Any]):
     def __setitem__(self, kafka_tp: Any, result: Any) -> None:
         if isinstance(result, FetchResult):
             tp = TP(*kafka_tp)
-            result._partition_records._consumer_record = lambda _, record: Record(tp, record)
+            result._partition_records._consumer_record = lambda _, raw: Record(
+                tp, raw.offset, raw.timestamp, raw.timestamp_type, raw.headers, raw.key, raw.value
+            )
         super().__setitem__(kafka_tp, result)
 
 
@@ -817,7 +843,10 @@ class Stream(faust.Stream[Any]):
                     together[-1].together = tuple(together)
                     yield shown
                     for each in together:
-                        self._go_on(each, acks=acks)
+                        if acks:
+                            each.ack()
+                        else:
+                            self._hold(each)
                     together, shown = [], []
         except (GeneratorExit, asyncio.CancelledError):
             _fail(together)
@@ -831,35 +860,50 @@ class Stream(faust.Stream[Any]):
             isinstance(following, Event) and following.batch is event.batch and following.message.tp == event.message.tp
         )
 
-    async def _iterate(
+    async def _iterate(  # noqa: PLR0912, PLR0915 - a call of its own for each step costs more than the step
         self, view: Callable[[Event | None, Any], Any], *, takes: bool = False
     ) -> AsyncGenerator[Any, None]:
-        """One event after the other; whoever ``takes`` several is told of skipped ones too, and acknowledges himself."""
+        """One event after the other; whoever ``takes`` several is told of skipped ones too, and acknowledges himself.
+
+        What stands in the loop is done for each event: most of what an event costs besides the agent itself.
+        """
         self._finalized = True
         started_here = await self.maybe_start()
         this = self._iteration = object()
-        skipped = self._skipped_value
+        skipped, processors, joins = self._skipped_value, self._processors, self.join_strategy is not None
         # Faust keeps a weak reference here, which it calls; whoever asks Faust for the event gets the one in hand.
         _current_event.set(cast(Any, in_hand.get))
         turn = 0
         event: Event | None = None
-        self._held = []
+        held = self._held = []
         waiting, errors = self._queues()
+        set_in_hand = in_hand.set
         try:
-            while not self.should_stop:
-                channel_value = waiting.popleft() if waiting and not errors else await self.channel.__anext__()
-                turn += 1
-                if turn % _EVENTS_A_TURN == 0:
-                    await asyncio.sleep(0)
-                event = channel_value if isinstance(channel_value, Event) else None
-                if event is not None and not self._begin(event):
-                    event = None
-                    continue
+            while True:
+                if turn < _EVENTS_A_TURN and waiting and not errors:
+                    turn += 1
+                    channel_value = waiting.popleft()
+                else:
+                    if turn == _EVENTS_A_TURN:
+                        await asyncio.sleep(0)
+                    if self.should_stop:
+                        break
+                    turn = 0
+                    channel_value = await self.channel.__anext__()
+                if type(channel_value) is Event:
+                    event, value = channel_value, channel_value.value
+                    if event.withdrawn or (event.batch is not None and event.batch.dead):
+                        event = None
+                        continue
+                    event.taken = True
+                    if held:
+                        event.held_besides = held
+                else:
+                    event, value = None, channel_value
                 do_ack = self.enable_acks
                 self.current_event = event
-                in_hand.set(event)
-                value = event.value if event is not None else channel_value
-                if self._processors or self.join_strategy is not None:
+                set_in_hand(event)
+                if processors or joins:
                     value = await self._process(value)
                 shown = skipped if value is skipped and not takes else view(event, value)
                 if shown is not skipped:
@@ -867,12 +911,15 @@ class Stream(faust.Stream[Any]):
                     yield shown
                 self.current_event = None
                 if event is not None and not takes:
-                    self._go_on(event, acks=do_ack or value is skipped)
+                    if do_ack or value is skipped:
+                        event.ack()
+                    else:
+                        self._hold(event)
         except StopAsyncIteration:
             return  # the channel was a finite iterable
         except (GeneratorExit, asyncio.CancelledError):
             # The agent ended with these in hand. If it raised, the engine knows; cancelled, nobody else would tell.
-            _fail(self._held if event is None else [*self._held, event])
+            _fail(held if event is None else [*held, event])
             raise
         finally:
             self._channel_stop_iteration(self.channel)
@@ -882,24 +929,12 @@ class Stream(faust.Stream[Any]):
                 await self.stop()
                 self.service_reset()
 
-    def _go_on(self, event: Event, *, acks: bool) -> None:
-        """The agent wants the next event: it is through with this one, or acknowledges it some other time."""
-        if acks:
-            event.ack()
-            return
+    def _hold(self, event: Event) -> None:
+        """The agent wants the next event before it is through with this one, which it acknowledges some other time."""
         event.hold()
         self._held.append(event)
         if len(self._held) % _PRUNED_EVERY == 0:
             self._held[:] = [each for each in self._held if not each.acked]
-
-    def _begin(self, event: Event) -> bool:
-        """Begin with an event; False: it is not wanted any more."""
-        if event.batch is not None and (event.withdrawn or event.batch.dead):
-            return False
-        event.taken = True
-        if self._held:
-            event.held_besides = self._held
-        return True
 
     def _queues(self) -> tuple[deque[Any], deque[Any]]:
         """What waits in the channel's queue, which may be taken without awaiting, and the errors that come first."""
@@ -922,14 +957,18 @@ def _fail(events: Iterable[Event]) -> None:
             event.batch.fail(event)
 
 
-def routes_of(app: App, tp: TP) -> list[tuple[Callable[[Message], tuple[Any, Any]], Callable[[Sequence[Event]], None]]]:
+#: Of records, keys and values, and what is wrong with those that have none; see `Topic.decode_messages`.
+Decode: TypeAlias = Callable[[Sequence[Message]], tuple[list[tuple[Any, Any]], dict[int, UndecodableError]]]
+
+
+def routes_of(app: App, tp: TP) -> list[tuple[Decode, Callable[[Sequence[Event]], None]]]:
     """Where records of a partition go: a pair of ``decode`` and ``put`` for each channel that reads it."""
     channels = cast(Any, app.topics)._tp_index[tp]
     if not channels:
         raise AssertionError(
             f"no agent reads {tp.topic}-{tp.partition}, though it is assigned: its events would be skipped"
         )
-    return [(channel.decode_message, partial(_put, channel.queue)) for channel in channels]
+    return [(channel.decode_messages, partial(_put, channel.queue)) for channel in channels]
 
 
 def _put(queue: Any, events: Sequence[Event]) -> None:

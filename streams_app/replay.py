@@ -29,7 +29,7 @@ from streams_app.errors import (
 from streams_app.letters import OURS, Choice, Letter, Letters, Listing, Place
 from streams_app.outbox import Outbox
 from streams_app.registry import Findings
-from streams_app.session import Output, Session, header_bytes
+from streams_app.session import Outgoing, Output, Session, header_bytes
 
 #: Of a replayed record: the letter's place in the dead letters, ``partition@offset``.
 REPLAYED = "dlq.replayed"
@@ -72,7 +72,7 @@ _NOT_ABOUT_THE_RECORD = frozenset(
 #: Called with the number of letters that are through.
 OnProgress: TypeAlias = Callable[[int], None]
 #: Letters with the records that bring them home.
-Outgoing: TypeAlias = Sequence[tuple[Letter, Output]]
+Homeward: TypeAlias = Sequence[tuple[Letter, Output]]
 #: Letters that were not delivered, with the reason.
 Refused: TypeAlias = list[tuple[Letter, str]]
 
@@ -125,7 +125,7 @@ class Transactions:
         """Give the connection back."""
         self._session.close()
 
-    def deliver(self, letters: Outgoing) -> Refused:
+    def deliver(self, letters: Homeward) -> Refused:
         """Send the records, and note them; gives those that the brokers refuse.
 
         Raises:
@@ -155,20 +155,20 @@ class Transactions:
                 break
         return []
 
-    def _todo(self, letters: Outgoing) -> Outgoing:
+    def _todo(self, letters: Homeward) -> Homeward:
         return [each for each in letters if each[0].place not in self._noted]
 
-    def _transact(self, letters: Outgoing) -> None:
+    def _transact(self, letters: Homeward) -> None:
         self._reasons.clear()
         self._session.begin()
-        self._session.produce(output for _, output in letters)
-        self._session.produce(self._notes.note(letter) for letter, _ in letters)
+        self._session.produce(Outgoing(output for _, output in letters))
+        self._session.produce(Outgoing(self._notes.note(letter) for letter, _ in letters))
         self._session.flush()
         if self._reasons:
             raise OutputRefused(self._reasons[0])
         self._session.end()
 
-    def _apart(self, letters: Outgoing, reason: str) -> Refused:
+    def _apart(self, letters: Homeward, reason: str) -> Refused:
         """Brokers refuse a whole chunk for the sake of one record: halve until that one is alone."""
         if len(letters) == 1:
             return [(letters[0][0], reason)]
@@ -213,7 +213,7 @@ class Unfenced:
         """Give the connection back."""
         self._outbox.close()
 
-    def deliver(self, letters: Outgoing) -> Refused:
+    def deliver(self, letters: Homeward) -> Refused:
         """Send the records, and note them; gives those that the brokers refuse, or that they have but took no note of.
 
         Raises:
@@ -337,7 +337,7 @@ class Replay:
         return Output(topic, letter.key, letter.value, partition if stays else None, headers=headers)
 
 
-def _chunks(letters: Iterable[tuple[Letter, Output]]) -> Iterator[Outgoing]:
+def _chunks(letters: Iterable[tuple[Letter, Output]]) -> Iterator[Homeward]:
     chunk: list[tuple[Letter, Output]] = []
     size_bytes = 0
     for letter, output in letters:

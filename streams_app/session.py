@@ -24,7 +24,8 @@ import logging
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer, TopicPartition
@@ -113,6 +114,41 @@ class Consumed(NamedTuple):
     offset: int
 
 
+class Outgoing:
+    """Records to produce, by topic in their order: gathered in the form in which librdkafka takes many at a time."""
+
+    __slots__ = ("apart", "messages")
+
+    def __init__(self, outputs: Iterable[Output] = ()) -> None:
+        #: Those that say nothing but key and value, by topic.
+        self.messages: defaultdict[str, list[_Message]] = defaultdict(list)
+        #: The others, by topic, each with the number of messages in front of it.
+        self.apart: dict[str, list[tuple[int, Output]]] = {}
+        for output in outputs:
+            self.add(output)
+
+    def add(self, output: Output) -> None:
+        """Behind what its topic has."""
+        topic, key, value, *others = output
+        messages = self.messages[topic]
+        if any(each is not None for each in others):
+            self.apart.setdefault(topic, []).append((len(messages), output))
+        else:
+            messages.append({"key": key, "value": value})
+
+    def __len__(self) -> int:
+        return sum(len(messages) for messages in self.messages.values()) + sum(map(len, self.apart.values()))
+
+    def __iter__(self) -> Iterator[Output]:
+        for topic, messages in self.messages.items():
+            begun = 0
+            for before, output in (*self.apart.get(topic, ()), (len(messages), None)):
+                yield from (Output(topic, each["key"], each["value"]) for each in messages[begun:before])
+                begun = before
+                if output is not None:
+                    yield output
+
+
 def header_pairs(headers: Any) -> list[Any]:
     """Headers as pairs, of a mapping or of pairs; none of none."""
     if not headers:
@@ -136,13 +172,6 @@ def unfenced_group_metadata(pin: Pin) -> bytes:
     """As `group_metadata`, of any pin: for provision, which is a member of no group."""
     text = f"{pin.group_id}\0{pin.member_id}\0".encode()
     return b"CGMDv2:" + struct.pack("<i", pin.generation) + text + b"\1"
-
-
-class _Together(NamedTuple):
-    """Records of one topic for the same partition, or (−1) for those that the partitioner chooses."""
-
-    partition: int
-    messages: list[_Message]
 
 
 class Session:
@@ -216,23 +245,16 @@ class Session:
             self._troubled.clear()
             self._producer.begin_transaction()
 
-    def produce(self, outputs: Iterable[Output]) -> None:
+    def produce(self, outgoing: Outgoing) -> None:
         """Hand outputs to the producer; `flush` waits for them. Those of one topic keep their order."""
-        waiting: dict[str, _Together] = {}
         with self._before_end("produce"):
-            for topic, key, value, partition, timestamp_ms, headers in outputs:
-                at = -1 if partition is None else partition
-                together = waiting.get(topic)
-                if together is None or together.partition != at or timestamp_ms is not None or headers is not None:
-                    if together is not None:
-                        self._hand_over(topic, *together)
-                    together = waiting[topic] = _Together(at, [])
-                if timestamp_ms is None and headers is None:
-                    together.messages.append({"key": key, "value": value})
-                else:  # which cannot be handed over together
-                    self._producer.produce(topic, value, key, at, timestamp=timestamp_ms or 0, headers=headers)
-            for topic, together in waiting.items():
-                self._hand_over(topic, *together)
+            for topic, messages in outgoing.messages.items():
+                begun = 0
+                for before, output in outgoing.apart.get(topic, ()):
+                    self._hand_over(topic, messages[begun:before])
+                    self._produce_one(output)
+                    begun = before
+                self._hand_over(topic, messages[begun:] if begun else messages)
 
     def produce_changelog(
         self, topic: str, partition: int, records: Sequence[tuple[bytes, bytes | None, int | None]]
@@ -244,15 +266,27 @@ class Session:
         """
         written = Written(topic, partition)
         *others, (key, value, timestamp_ms) = records
-        self.produce(Output(topic, key, value, partition, timestamp_ms) for key, value, timestamp_ms in others)
         with self._before_end("produce"):
+            if timestamp_ms is None:
+                self._hand_over(topic, [{"key": key, "value": value} for key, value, _ in others], partition)
+            else:
+                for each_key, each_value, each_ms in others:
+                    self._produce_one(Output(topic, each_key, each_value, partition, each_ms))
             self._producer.produce(
                 topic, value, key, partition, timestamp=timestamp_ms or 0, on_delivery=written.on_delivery
             )
         return written
 
-    def _hand_over(self, topic: str, partition: int, messages: list[_Message]) -> None:
-        """Many in one call, as each lets go of Python's lock, and gets it back when the agents have to wait for something."""
+    def _produce_one(self, output: Output) -> None:
+        topic, key, value, partition, timestamp_ms, headers = output
+        at = -1 if partition is None else partition
+        self._producer.produce(topic, value, key, at, timestamp=timestamp_ms or 0, headers=headers)
+
+    def _hand_over(self, topic: str, messages: list[_Message], partition: int = -1) -> None:
+        """Many in one call, as each lets go of Python's lock, and gets it back when the agents have to wait for something.
+
+        All for ``partition``; −1: for those that the partitioner chooses.
+        """
         for at in range(0, len(messages), _MESSAGES_A_CALL):
             some = messages[at : at + _MESSAGES_A_CALL]
             if self._producer.produce_batch(topic, some, partition) != len(some):

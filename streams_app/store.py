@@ -63,6 +63,7 @@ _WRITE_BUFFERS = WriteBufferManager(6 * _WRITE_BUFFER_BYTES, allow_stall=False)
 #: needs for a row beside its bytes.
 _RECENT_BYTES, _ROW_BYTES = 32 * 1024 * 1024, 200
 _NOT_RECENT = b"not recent"
+_NEVER_MS = 2**63
 
 
 class Checkpoint(NamedTuple):
@@ -119,6 +120,7 @@ class Store:
         self._recent_bytes = 0
         self._unwritten: dict[bytes, bytes | None] = {}
         self._stale: list[bytes] = []
+        self._oldest_unwritten_ms = _NEVER_MS
         self.checkpoint = _read_checkpoint(self._db)
         self.clock_ms = self._newest_time() if self.expires_ms is not None else 0
 
@@ -156,12 +158,20 @@ class Store:
         self._recent.update(writes)
         self._unwritten.update(writes)
         self._stale += stale
+        if self.expires_ms is not None:
+            self._note_times(writes.values())
         self._recent_bytes += sum(map(len, filter(None, writes.values()))) + _ROW_BYTES * len(writes)
         if offset is not None:
             self.checkpoint = Checkpoint(offset, int(time.time() * 1000), self.topic_id)
-        # What expires is found by the index, which is on disk.
-        if self.expires_ms is not None or self._recent_is_full:
+        if self._recent_is_full:
             self.write_out()
+
+    def _note_times(self, values: Iterable[bytes | None]) -> None:
+        """Of values of a table that expires, the time in front: the newest is the clock, the oldest is what expires first."""
+        times = [value[:TIME_BYTES] for value in values if value is not None]
+        if times:
+            self.clock_ms = max(self.clock_ms, int.from_bytes(max(times)))
+            self._oldest_unwritten_ms = min(self._oldest_unwritten_ms, int.from_bytes(min(times)))
 
     def write_out(self) -> None:
         """Bring what was published to disk, values and checkpoint in one atomic, logged write.
@@ -181,7 +191,7 @@ class Store:
             _put_checkpoint(batch, self.checkpoint)
             with self._disk():
                 self._db.write(batch)
-            self._unwritten, self._stale = {}, []
+            self._unwritten, self._stale, self._oldest_unwritten_ms = {}, [], _NEVER_MS
         if self._recent_is_full:
             self._recent, self._recent_bytes = {}, 0
 
@@ -203,6 +213,9 @@ class Store:
         # What was published comes first; what is restored is newer.
         self.write_out()
         self._recent, self._recent_bytes = {}, 0
+        if self.expires_ms is not None:
+            self._note_times(writes.values())
+            self._oldest_unwritten_ms = _NEVER_MS  # they are written now
         batch = WriteBatch(raw_mode=True)
         self._put_values(batch, writes)
         self.checkpoint = Checkpoint(offset, int(time.time() * 1000), self.topic_id)
@@ -230,6 +243,8 @@ class Store:
         """
         if self.expires_ms is None or now_ms <= self.expires_ms:
             return
+        if self._oldest_unwritten_ms < now_ms - self.expires_ms:
+            self.write_out()  # what expires is found by the index, which is on disk
         until = _TIME + (now_ms - self.expires_ms).to_bytes(TIME_BYTES)
         with self._disk():
             oldest = [index_key for index_key, _ in islice(scan(self._db, _TIME, until), limit)]
@@ -268,7 +283,6 @@ class Store:
                 put(_VALUE + key, value)
                 if expires:
                     put(_TIME + value[:TIME_BYTES] + key, b"")
-                    self.clock_ms = max(self.clock_ms, int.from_bytes(value[:TIME_BYTES]))
 
     def _write_unlogged(self, batch: WriteBatch) -> None:
         options = WriteOptions()

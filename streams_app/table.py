@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, KeysView, ValuesView
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, cast
 
 import faust
 from faust.exceptions import ImproperlyConfigured
+from faust.types import TP
 
-from streams_app.batch import Overlay, check_size
+from streams_app.batch import MAX_RECORD_BYTES, Batch, Overlay, check_size
 from streams_app.codecs import Codec, key_codec, value_codec
 from streams_app.errors import DeadBatchError, NotHere, StoreCorrupted, StoreFailed
 from streams_app.events import Event, current_batch, in_hand
@@ -44,6 +45,10 @@ class TableData:
         key_serializer = None if table.key_type in {bytes, str} else table.key_serializer
         self._keys: Codec = key_codec(table.app, table.key_type, key_serializer)
         self._values: Codec = value_codec(table.app, table.value_type, table.value_serializer)
+        #: The overlay that was used last, with its batch and partition: as a rule the next event is of the same.
+        self._last_batch: Batch | None = None
+        self._last_tp: TP | None = None
+        self._last_overlay: Overlay | None = None
 
     def __getitem__(self, key: Any) -> Any:
         value = self.get(key, _MISSING)
@@ -54,8 +59,9 @@ class TableData:
     def get(self, key: Any, default: Any = None) -> Any:
         """The value of ``key``, or ``default``."""
         stored = self._stored(self._keys.encode(key))
-        if stored is None:
-            return default
+        return default if stored is None else self._value(stored)
+
+    def _value(self, stored: bytes) -> Any:
         return self._values.decode(stored[self._skip :] if self._skip else stored)
 
     def key_bytes(self, key: Any) -> bytes:
@@ -72,9 +78,14 @@ class TableData:
         return None if stored is None else self._values.decode(stored[self._skip :])
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        overlay = self._own_overlay()
+        self.set(key, value)
+
+    def set(self, key: Any, value: Any) -> None:
+        """Write the value of ``key``, in the partition of the event in hand."""
+        overlay = self._overlay() or self._no_overlay()
         key_bytes, stored = self._keys.encode(key), self._values.encode(value)
-        check_size(self._changelog, key_bytes, stored)
+        if len(key_bytes) + len(stored) > MAX_RECORD_BYTES:
+            check_size(self._changelog, key_bytes, stored)
         if self._skip:
             stored = overlay.time(int(_in_hand().message.timestamp * 1000)) + stored
         overlay.writes[key_bytes] = stored
@@ -115,19 +126,22 @@ class TableData:
     def _overlay(self) -> Overlay | None:
         """How the batch in hand sees the event's partition; None outside of agents of the table's own guarantee."""
         event = in_hand.get()
-        if event is None or event.app is not self._app or event.batch is None:
+        if event is None or event.batch is None:
             return None
-        batch, message = event.batch, event.message
-        overlay = batch.overlays.get((self._table, message.partition))
-        if overlay is None or batch.dead or batch.sealed:
-            new = partial(self._new_overlay, message.topic, message.partition)
-            overlay = batch.overlay(self._table, message.partition, new)
-        return overlay
+        batch, tp = event.batch, event.message.tp
+        if batch is self._last_batch and tp is self._last_tp and batch.is_open:
+            return self._last_overlay
+        if event.app is not self._app:
+            return None
+        new = partial(self._new_overlay, tp)
+        self._last_overlay = batch.overlay(self._table, tp.partition, new)
+        self._last_batch, self._last_tp = batch, tp
+        return self._last_overlay
 
     def _own_overlay(self) -> Overlay:
-        overlay = self._overlay()
-        if overlay is not None:
-            return overlay
+        return self._overlay() or self._no_overlay()
+
+    def _no_overlay(self) -> NoReturn:
         event = in_hand.get()
         if event is None or event.batch is None:
             raise TypeError(
@@ -175,12 +189,12 @@ class TableData:
         for store in self._stores(but):
             yield from store.items()
 
-    def _new_overlay(self, topic: str, partition: int, below: Overlay | None) -> Overlay:
-        store = self.partitions.get(partition)
+    def _new_overlay(self, tp: TP, below: Overlay | None) -> Overlay:
+        store = self.partitions.get(tp.partition)
         if store is None:
             raise ImproperlyConfigured(
-                f"table {self._table} has no partition {partition} here, for an event of {topic}: "
-                f"{topic} and {self._changelog} must have the same number of partitions"
+                f"table {self._table} has no partition {tp.partition} here, for an event of {tp.topic}: "
+                f"{tp.topic} and {self._changelog} must have the same number of partitions"
             )
         return Overlay(store, self._changelog, below)
 
@@ -207,7 +221,8 @@ class WindowedData(TableData):
         self._rows = WindowKeys(window, self._keys)
         self._keys = Codec(self._rows.encode, self._rows.decode)
 
-    def __setitem__(self, key: Any, value: Any) -> None:
+    def set(self, key: Any, value: Any) -> None:
+        """Refused; see `write`."""
         raise TypeError(
             f"table {self._table} has windows, and {key!r} says nothing of the event's time; write what its tumbling() or "
             "hopping() gave"
@@ -311,7 +326,7 @@ class Table(HostTable):
 
     def __setitem__(self, key: Any, value: Any) -> None:
         view = self.data if self._view is None else self._view
-        view[key] = value
+        view.set(key, value)
 
     def get(self, key: Any, default: Any = None) -> Any:
         """The value of ``key``, or ``default``."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from functools import cached_property, partial
 from typing import Any
 
@@ -12,8 +12,8 @@ from faust.exceptions import ImproperlyConfigured
 from faust.types import FutureMessage, Message, PendingMessage, RecordMetadata
 
 from streams_app.batch import Batch
-from streams_app.codecs import UndecodableError, encode_struct, is_struct, key_codec, value_codec
-from streams_app.events import current_batch
+from streams_app.codecs import NOT_QUICKLY, Codec, UndecodableError, encode_struct, is_struct, key_codec, value_codec
+from streams_app.events import current_batch, in_hand
 from streams_app.faust_adapter import record_metadata
 from streams_app.session import Output, header_pairs
 
@@ -49,10 +49,6 @@ class Topic(faust.Topic):
     replicas; it is never a part of somebody else's transaction.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._decoders: tuple[Callable[[bytes], Any], Callable[[bytes], Any]] | None = None
-
     @cached_property
     def _sent(self) -> Sent:
         return Sent(record_metadata(self._name, -1, _OFFSET_UNKNOWN, None))
@@ -67,28 +63,47 @@ class Topic(faust.Topic):
         """Whether text is its own UTF-8 as a key, as with Faust's default serializer."""
         return (getattr(self.schema, "key_serializer", None) or self.app.conf.key_serializer) == "raw"
 
+    @cached_property
+    def _codecs(self) -> tuple[Codec, Codec]:
+        """Those of keys and of values."""
+        schema = self.schema
+        assert schema is not None
+        key_serializer = schema.key_serializer if schema.key_type not in {bytes, str} else None
+        return (
+            key_codec(self.app, schema.key_type, key_serializer),
+            value_codec(self.app, schema.value_type, schema.value_serializer),
+        )
+
     def decode_message(self, message: Message) -> tuple[Any, Any]:
         """Key and value of a record.
 
         Raises:
             UndecodableError: one of them is not what the topic says.
         """
-        if self._decoders is None:
-            schema = self.schema
-            assert schema is not None
-            self._decoders = (
-                key_codec(
-                    self.app, schema.key_type, schema.key_serializer if schema.key_type not in {bytes, str} else None
-                ).decode,
-                value_codec(self.app, schema.value_type, schema.value_serializer).decode,
-            )
-        decode_key, decode_value = self._decoders
-        key = None if message.key is None else decode_key(message.key)
+        keys, values = self._codecs
+        key = None if message.key is None else keys.decode(message.key)
         if message.value is None:
             if is_struct(getattr(self.schema, "value_type", None)):
                 raise UndecodableError("malformed", "the record has no value")
             return key, None
-        return key, decode_value(message.value)
+        return key, values.decode(message.value)
+
+    def decode_messages(self, messages: Sequence[Message]) -> tuple[list[tuple[Any, Any]], dict[int, UndecodableError]]:
+        """Of each record, key and value; and of which of them, by their place, these are none, and why."""
+        keys, values = self._codecs
+        decode_key, decode_value = keys.quick or keys.decode, values.quick or values.decode
+        decoded, undecodable = [], {}
+        for message in messages:
+            try:
+                # None raises, too.
+                decoded.append((decode_key(message.key), decode_value(message.value)))  # type: ignore[arg-type]
+            except NOT_QUICKLY:
+                try:
+                    decoded.append(self.decode_message(message))
+                except UndecodableError as error:
+                    undecodable[len(decoded)] = error
+                    decoded.append((None, None))
+        return decoded, undecodable
 
     def encode_message(self, key: Any, value: Any) -> tuple[bytes | None, bytes | None]:
         """Key and value as the bytes of a record; bytes are taken for such already."""
@@ -115,19 +130,20 @@ class Topic(faust.Topic):
         **codecs: Any,
     ) -> Awaitable[RecordMetadata]:
         """See the class; the arguments are those of `faust.Topic.send`."""
-        batch = current_batch()
+        event = in_hand.get()
+        batch = None if event is None else event.batch
         if batch is None:
             place = {"partition": partition, "timestamp": timestamp, "headers": headers, "callback": callback}
             return await super().send(key=key, value=value, **place, **codecs)
         if callback is None and partition is None and timestamp is None:
             if (
-                headers is None
-                and type(key) is str
+                type(key) is str
+                and headers is None
+                and not codecs
                 and isinstance(value, msgspec.Struct)
                 and self._text_keys
-                and not codecs
             ):
-                batch.send(Output(self._name, key.encode(), encode_struct(value)))  # the most frequent case
+                batch.send_plain(self._name, key.encode(), encode_struct(value))  # the most frequent case
             else:
                 batch.send(Output(self._name, *self._encode(key, value, headers, **codecs)))
             return self._sent

@@ -24,7 +24,7 @@ from streams_app.faust_adapter import ConsumerThread
 from streams_app.guarantees import ExactlyOnce
 from streams_app.offsets import Offsets
 from streams_app.restore import restore
-from streams_app.session import Consumed, Output, Owner, Pin, Session, unfenced_group_metadata
+from streams_app.session import Consumed, Outgoing, Output, Owner, Pin, Session, unfenced_group_metadata
 from streams_app.start import Start
 from streams_app.store import Store
 from tests.rig import wait_until
@@ -112,7 +112,7 @@ def test_records_handed_over_together_stand_where_and_in_the_order_they_were_mea
     ]
     pin, session = corner.join(), corner.session(corner.name)
     session.begin()
-    session.produce(outputs)
+    session.produce(Outgoing(outputs))
     written = session.produce_changelog(*corner.changelog, [(b"a", b"1", None), (b"b", None, None), (b"a", b"2", 7)])
     session.flush()
     session.send_offsets([Consumed(*corner.input, 1)], pin)
@@ -186,7 +186,7 @@ def test_high_watermarks_count_open_transactions(corner: Corner) -> None:
     """Restored up to the last stable offset only, a table would miss what is committed a moment later."""
     session = corner.session(f"{corner.name}-open")
     session.begin()
-    session.produce([Output(*corner.changelog[:1], b"k", b"v", 0)])
+    session.produce(Outgoing([Output(*corner.changelog[:1], b"k", b"v", 0)]))
     session.flush()
     assert corner.offsets.high_watermarks([corner.changelog]) == {corner.changelog: 1}
     consumer = Consumer({**corner.config, "group.id": "x", "isolation.level": "read_committed"})
@@ -204,7 +204,7 @@ def test_a_restore_waits_for_open_transactions_below_its_end(corner: Corner, out
     pin = corner.join()
     session = corner.session(f"{corner.name}-open")
     session.begin()
-    session.produce([Output(corner.changelog[0], b"k0", b"open", 0)])
+    session.produce(Outgoing([Output(corner.changelog[0], b"k0", b"open", 0)]))
     session.flush()
     session.send_offsets([Consumed(*corner.input, 1)], pin)
     store = corner.store()
@@ -230,7 +230,7 @@ def test_a_restore_can_be_cancelled(corner: Corner) -> None:
     """A rebalance in the middle of a long restore would hold up the whole group."""
     session = corner.session(f"{corner.name}-open")
     session.begin()
-    session.produce([Output(corner.changelog[0], b"k0", b"open", 0)])
+    session.produce(Outgoing([Output(corner.changelog[0], b"k0", b"open", 0)]))
     session.flush()
     started_s = time.monotonic()
     restore(

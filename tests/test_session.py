@@ -8,7 +8,7 @@ import pytest
 from confluent_kafka import Consumer, KafkaError, KafkaException
 
 from streams_app.errors import BatchError, CommitUnconfirmed, OutputRefused, PartitionsLost, TransactionAborted
-from streams_app.session import Consumed, Output, Pin, Session, group_metadata, unfenced_group_metadata
+from streams_app.session import Consumed, Outgoing, Output, Pin, Session, group_metadata, unfenced_group_metadata
 
 PIN = Pin("group", 3, "member")
 
@@ -73,7 +73,7 @@ def kafka_error(code: int, **flags: bool) -> KafkaException:
 
 def run(session: Session) -> None:
     session.begin()
-    session.produce([Output("out", b"k", b"v")])
+    session.produce(Outgoing([Output("out", b"k", b"v")]))
     session.flush()
     session.send_offsets([Consumed("in", 0, 1)], PIN)
     session.end()
@@ -137,7 +137,7 @@ def test_a_record_that_is_refused_among_others_is_no_success() -> None:
     session, _ = opened({"refused": KafkaError(KafkaError.MSG_SIZE_TOO_LARGE, "scripted")})
     session.begin()
     with pytest.raises(OutputRefused):
-        session.produce([Output("out", b"k", b"v"), Output("out", b"k", b"large")])
+        session.produce(Outgoing([Output("out", b"k", b"v"), Output("out", b"k", b"large")]))
     assert session.broken
 
 

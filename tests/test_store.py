@@ -16,7 +16,7 @@ from streams_app.batch import Overlay
 from streams_app.commit import expire
 from streams_app.errors import StoreCorrupted
 from streams_app.start import trusted_start
-from streams_app.store import BLOCK_CACHE, BLOCK_CACHE_BYTES, Store, local_stores, read_only_copy, store_path
+from streams_app.store import BLOCK_CACHE, BLOCK_CACHE_BYTES, Store, local_stores, read_only_copy, scan, store_path
 
 DAY_MS = 24 * 60 * 60 * 1000
 
@@ -228,6 +228,21 @@ def test_a_key_written_again_lives_on_from_then(tmp_path: Path) -> None:
         remember(overlay, key, time_ms)
         store.publish(overlay.writes, expire(overlay), offset)
     assert {key for key, _ in store.items()} == {b"a", b"b"}
+    store.close()
+
+
+def test_what_expires_is_found_though_it_never_was_on_disk(tmp_path: Path) -> None:
+    """Rows stay in memory until they may expire: written to disk with each batch, they would cost more than all the rest."""
+    store = Store(tmp_path / "0", topic_id="topic", expires_ms=DAY_MS)
+    for offset, (key, time_ms) in enumerate([(b"a", 1_000), (b"b", 2_000), (b"c", 3_000)]):
+        overlay = Overlay(store, "changelog")
+        remember(overlay, key, time_ms)
+        store.publish(overlay.writes, expire(overlay), offset)
+    assert not list(scan(store._db, b"", b"\xff")), "they are in memory only"
+    overlay = Overlay(store, "changelog")
+    remember(overlay, b"d", DAY_MS + 2_500)
+    store.publish(overlay.writes, expire(overlay), 3)
+    assert {key for key, _ in store.items()} == {b"c", b"d"}
     store.close()
 
 

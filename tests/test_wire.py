@@ -16,7 +16,7 @@ from confluent_kafka.admin import AdminClient, NewTopic
 from lab.wire import Api, Wire
 from streams_app.embedded import EmbeddedKafka, free_port
 from streams_app.kafka import KafkaAddress
-from streams_app.session import Output, Session
+from streams_app.session import Outgoing, Output, Session
 from tests.rig import wait_until
 
 WAIT_S = 60
@@ -189,7 +189,7 @@ def test_a_session_notices_that_its_end_was_sent_twice(wire: Wire, kafka: Embedd
     session = Session(KafkaAddress.parse(wire.url).librdkafka(), f"{topic}-session")
     session.open()
     session.begin()
-    session.produce([Output(topic, None, b"once", 0)])
+    session.produce(Outgoing([Output(topic, None, b"once", 0)]))
     session.flush()
     wire.lose_answers(Api.END_TXN, silence_s=0.2)
     session.end()

@@ -56,7 +56,8 @@ class Event:
         """An agent is through with it."""
         if not self.acked:
             self.acked = True
-            self.batch.done()
+            self.batch.pending -= 1
+            self.batch.wake()
 
 
 class Message(NamedTuple):
