@@ -412,7 +412,7 @@ async def end_consumer(consumer: aiokafka.AIOKafkaConsumer) -> None:
         await consumer._client.close()
 
 
-class Record(msgspec.Struct, gc=False):
+class Record(msgspec.Struct, gc=False, eq=False):
     """What `faust.types.Message` says of a record that was fetched. Made of each, and so of as little as may be."""
 
     tp: TP
