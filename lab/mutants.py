@@ -238,6 +238,14 @@ MUTANTS = (
         test="test_exactly_once.py::test_a_second_live_worker_of_a_slot_is_refused",
     ),
     Mutant(
+        "confirms a checkpoint without the values that it counts",
+        "",
+        "streams_app/store.py",
+        "        self.write_out()\n        self.checkpoint = self.checkpoint._replace",
+        "        self.checkpoint = self.checkpoint._replace",
+        test="test_store.py::test_a_confirmed_checkpoint_has_its_values",
+    ),
+    Mutant(
         "believes the checkpoint of another topic",
         "11",
         "streams_app/start.py",

@@ -210,8 +210,10 @@ class Store:
                 key: None if value is None else timestamp_ms.to_bytes(TIME_BYTES) + value
                 for key, value, timestamp_ms in zip(keys, values, timestamps_ms, strict=True)
             }
-        # What was published comes first; what is restored is newer.
+        # What was published comes first; what is restored is newer. What has no place in the changelog that is known of is
+        # restored from its beginning.
         self.write_out()
+        self._unwritten, self._stale, self._oldest_unwritten_ms = {}, [], _NEVER_MS
         self._recent, self._recent_bytes = {}, 0
         if self.expires_ms is not None:
             self._note_times(writes.values())
@@ -226,6 +228,8 @@ class Store:
         """What was restored reaches to the end of the changelog: its checkpoint is as good as new, however old the end is."""
         if self.checkpoint is None:
             return
+        # It counts what was published, too, and nothing is as bad as a checkpoint without its values.
+        self.write_out()
         self.checkpoint = self.checkpoint._replace(written_ms=int(time.time() * 1000))
         batch = WriteBatch(raw_mode=True)
         _put_checkpoint(batch, self.checkpoint)

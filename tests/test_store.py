@@ -82,6 +82,23 @@ def test_memory_of_what_was_published_is_bounded(store: Store, tmp_path: Path) -
     assert store._recent_bytes < 40_000_000
 
 
+def test_a_confirmed_checkpoint_has_its_values(store: Store) -> None:
+    """A worker that had written a partition follows it as a standby, is killed, and takes over again: it trusts its disk."""
+    store.publish({b"k": b"written"}, [], 5)
+    store.confirm()
+    store.finish_restore()
+    assert read_only_copy(store.path) == (5, {b"k": b"written"})
+
+
+def test_what_was_published_without_a_place_does_not_come_behind_what_is_restored(store: Store) -> None:
+    """Its place is somewhere in the changelog, which is read from its beginning: there it is older than the last value."""
+    store.publish({b"k": b"old"}, [], None)
+    store.restore([b"k", b"k"], [b"old", b"new"], (), 7)
+    store.publish({b"other": b"x"}, [], 8)
+    store.write_out()
+    assert dict(store.items()) == {b"k": b"new", b"other": b"x"}
+
+
 def test_values_whose_place_in_the_changelog_is_unknown_stay_off_the_disk(tmp_path: Path) -> None:
     """Nobody could tell later which topic they are of."""
     store = Store(tmp_path / "0", topic_id="topic")
