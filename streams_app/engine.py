@@ -49,6 +49,7 @@ from streams_app.faust_adapter import Assignment, Fetched, purge, routes_of
 from streams_app.guarantees import AtLeastOnce, AtLeastOnceUnfenced, AtMostOnce, ExactlyOnce, Guarantee
 from streams_app.offsets import Offsets
 from streams_app.pipeline import Pipeline
+from streams_app.restore import Restoring
 from streams_app.session import Pin
 from streams_app.start import Start, Started
 from streams_app.store import Store
@@ -88,6 +89,8 @@ class Engine(Service):
         self.ready = asyncio.Event()
         #: Committed batches and events, and dropped batches by reason; for the log and the web.
         self.figures: Counter[str] = Counter()
+        #: How far the restore of a start is.
+        self.restoring = Restoring()
         self._assignment: Assignment | None = None
         self._assigned = asyncio.Event()
         self._idle = asyncio.Event()
@@ -291,7 +294,8 @@ class Engine(Service):
         with contextlib.closing(Offsets(app.kafka.librdkafka(), app.conf.id)) as offsets:
             self._open_stores(changelogs, assignment.standbys, offsets.topic_ids({tp.topic for tp in changelogs}))
             from_latest = str(app.conf.consumer_auto_offset_reset) == "latest"
-            start = Start(offsets, self._guarantee, app.kafka.librdkafka(), from_latest=from_latest)
+            config = {**app.kafka.librdkafka(), "group.id": app.conf.id}
+            start = Start(offsets, self._guarantee, config, from_latest=from_latest, restoring=self.restoring)
             stores = cast("dict[tuple[str, int], Store]", self._stores)
             started = start.run(assignment.pin, [*inputs], stores, lambda: self._is_over(assignment))
         app.replicas.follow()

@@ -206,11 +206,22 @@ class Offsets:
         futures = self._admin.describe_topics(TopicCollection(list(topics)), request_timeout=_REQUEST_TIMEOUT_S)
         return {topic: str(_result(future).topic_id) for topic, future in futures.items()}
 
-    def setting(self, topic: str, name: str) -> str:
-        """One setting of a topic, as in force."""
-        resource = ConfigResource(ConfigResource.Type.TOPIC, topic)
-        [future] = self._admin.describe_configs([resource], request_timeout=_REQUEST_TIMEOUT_S).values()
-        return str(_result(future)[name].value)
+    def tombstones_kept_ms(self, topics: Iterable[str]) -> dict[str, int]:
+        """How long a changelog keeps the tombstone of a key that was deleted.
+
+        Zero where an ACL hides the topic's settings: then no checkpoint is trusted, and tables are restored as a whole.
+        """
+        kept_ms = {}
+        for topic in set(topics):
+            resource = ConfigResource(ConfigResource.Type.TOPIC, topic)
+            [future] = self._admin.describe_configs([resource], request_timeout=_REQUEST_TIMEOUT_S).values()
+            try:
+                kept_ms[topic] = int(_result(future)["delete.retention.ms"].value)
+            except KafkaException as error:
+                if error.args[0].code() != KafkaError.TOPIC_AUTHORIZATION_FAILED:
+                    raise
+                kept_ms[topic] = 0
+        return kept_ms
 
 
 def metadata_of(committed: TopicPartition) -> str:

@@ -35,7 +35,7 @@ from streams_app.deadlines import discard
 from streams_app.errors import KafkaUnreachable, PartitionsLost, StoreCorrupted, StoreFailed
 from streams_app.offsets import TP, Offsets
 from streams_app.restore import READER, apply, ended, runs
-from streams_app.start import TOMBSTONES_KEPT, trusted_start
+from streams_app.start import trusted_start
 from streams_app.store import Store
 
 if TYPE_CHECKING:
@@ -209,7 +209,7 @@ class Replicas:
             followed = self._standbys | (copied - self._owned)
             topics = {topic for topic, _ in followed}
             topic_ids = offsets.topic_ids(topics)
-            kept_ms = {topic: int(offsets.setting(topic, TOMBSTONES_KEPT)) for topic in topics}
+            kept_ms = offsets.tombstones_kept_ms(topics)
             ends = offsets.high_watermarks(followed)
         for tp in followed - self._stores.keys():
             self._stores[tp] = app.open_store(tp, topic_ids[tp[0]])
@@ -225,7 +225,7 @@ class Replicas:
         if not starts:
             return None
         self._opened_s = time.time()
-        reader = Consumer({**app.kafka.librdkafka(), **READER})
+        reader = Consumer({**app.kafka.librdkafka(), **READER, "group.id": app.conf.id})
         reader.assign(starts)
         return reader
 

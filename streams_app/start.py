@@ -23,12 +23,9 @@ from typing import Any
 from streams_app.errors import PartitionsLost, StartRefused
 from streams_app.guarantees import Guarantee
 from streams_app.offsets import TP, Committed, Offsets
-from streams_app.restore import restore
+from streams_app.restore import Restoring, restore
 from streams_app.session import Pin
 from streams_app.store import Store
-
-#: Until a deleted key's tombstone itself is deleted; a checkpoint older than half of it could miss tombstones.
-TOMBSTONES_KEPT = "delete.retention.ms"
 
 
 @dataclass(frozen=True)
@@ -49,11 +46,13 @@ class Start:
         restore_config: Mapping[str, Any],
         *,
         from_latest: bool = False,
+        restoring: Restoring | None = None,
     ) -> None:
         self._offsets = offsets
         self._guarantee = guarantee
         self._restore_config = restore_config
         self._from_latest = from_latest
+        self._restoring = restoring or Restoring()
 
     def run(self, pin: Pin, inputs: list[TP], stores: Mapping[TP, Store], cancelled: Callable[[], bool]) -> Started:
         """Start ``inputs``, and the ``stores`` by their changelog partitions.
@@ -124,18 +123,10 @@ class Start:
         if not stores:
             return 0
         ends = self._offsets.high_watermarks(stores)
-        kept_ms = {
-            topic: int(self._offsets.setting(topic, TOMBSTONES_KEPT)) for topic in {topic for topic, _ in stores}
-        }
+        kept_ms = self._offsets.tombstones_kept_ms(topic for topic, _ in stores)
         starts = {tp: trusted_start(store, ends[tp], kept_ms[tp[0]]) for tp, store in stores.items()}
-        restored = 0
-
-        def on_progress(records: int) -> None:
-            nonlocal restored
-            restored += records
-
-        restore(self._restore_config, stores, starts, ends, on_progress, cancelled)
-        return restored
+        restore(self._restore_config, stores, starts, ends, self._restoring, cancelled)
+        return self._restoring.records
 
     def _check_over(self, cancelled: Callable[[], bool]) -> None:
         if cancelled():
@@ -143,7 +134,10 @@ class Start:
 
 
 def trusted_start(store: Store, end: int, tombstones_kept_ms: int) -> int:
-    """The changelog offset to restore from; a store that cannot be trusted is wiped first."""
+    """The changelog offset to restore from; a store that cannot be trusted is wiped first.
+
+    A deleted key's tombstone is itself deleted after a time; a checkpoint older than half of it could miss some.
+    """
     checkpoint = store.checkpoint
     if checkpoint is None:
         return 0

@@ -23,7 +23,7 @@ from streams_app.errors import KafkaUnreachable, PartitionsLost, StartRefused
 from streams_app.faust_adapter import ConsumerThread
 from streams_app.guarantees import ExactlyOnce
 from streams_app.offsets import Offsets
-from streams_app.restore import restore
+from streams_app.restore import Restoring, restore
 from streams_app.session import Consumed, Outgoing, Output, Owner, Pin, Session, unfenced_group_metadata
 from streams_app.start import Start
 from streams_app.store import Store
@@ -34,9 +34,10 @@ class Corner:
     """A topic, a changelog, and a group with a live member."""
 
     def __init__(self, kafka_url: str, folder: Path) -> None:
-        self.config = {"bootstrap.servers": kafka_url.removeprefix("kafka://")}
-        self.aiokafka = {"bootstrap_servers": self.config["bootstrap.servers"]}
         self.name = f"c{uuid4().hex[:8]}"
+        self.config = {"bootstrap.servers": kafka_url.removeprefix("kafka://")}
+        self.reading = {**self.config, "group.id": self.name}
+        self.aiokafka = {"bootstrap_servers": self.config["bootstrap.servers"]}
         self.input, self.changelog = (f"{self.name}-in", 0), (f"{self.name}-changelog", 0)
         self.folder = folder
         self.admin = AdminClient(self.config)
@@ -212,7 +213,7 @@ def test_a_restore_waits_for_open_transactions_below_its_end(corner: Corner, out
     assert ends[corner.changelog] == 11
     thread = threading.Thread(
         target=restore,
-        args=(corner.config, {corner.changelog: store}, {corner.changelog: 0}, ends, lambda _: None, lambda: False),
+        args=(corner.reading, {corner.changelog: store}, {corner.changelog: 0}, ends, Restoring(), lambda: False),
     )
     thread.start()
     wait_until(lambda: store.checkpoint is not None and store.checkpoint.offset == 9, "restored up to the open one")
@@ -234,11 +235,11 @@ def test_a_restore_can_be_cancelled(corner: Corner) -> None:
     session.flush()
     started_s = time.monotonic()
     restore(
-        corner.config,
+        corner.reading,
         {corner.changelog: corner.store()},
         {corner.changelog: 0},
         {corner.changelog: 1},
-        lambda _: None,
+        Restoring(),
         lambda: time.monotonic() > started_s + 0.5,
     )
 
@@ -249,13 +250,46 @@ def test_a_restore_that_is_over_at_once_says_nothing_of_it(corner: Corner) -> No
     store = corner.store()
     for _ in range(30):
         restore(
-            corner.config,
+            corner.reading,
             {corner.changelog: store},
             {corner.changelog: 0},
             {corner.changelog: 1},
-            lambda _: None,
+            Restoring(),
             lambda: True,
         )
+
+
+def test_a_restore_says_how_far_it_is(corner: Corner) -> None:
+    """After the disk of a container is gone, somebody waits, and wants to know for how long."""
+    corner.produce(corner.changelog[0], 5)
+    progress, seen = Restoring(), []
+
+    def look() -> bool:
+        seen.append((progress.done, progress.total))
+        return False
+
+    ends = corner.offsets.high_watermarks([corner.changelog])
+    restore(corner.reading, {corner.changelog: corner.store()}, {corner.changelog: 1}, ends, progress, look)
+    total = ends[corner.changelog] - 1
+    assert seen[0] == (0, total)
+    assert (progress.done, progress.total, progress.records) == (total, total, 4)
+    assert progress.remaining_s is None, "over"
+
+
+def test_what_a_restore_takes_still_is_told_by_what_it_took(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A number that jumps about, or is wrong by an order, is none."""
+    now_s = 100.0
+    monkeypatch.setattr("streams_app.restore.time.monotonic", lambda: now_s)
+    progress = Restoring()
+    progress.begin(
+        {("one", 0): 0, ("two", 0): 50, ("three", 0): 7}, {("one", 0): 100, ("two", 0): 150, ("three", 0): 7}
+    )
+    assert progress.total == 200
+    assert progress.remaining_s is None, "nothing is known yet"
+    progress.applied(10, 50)
+    now_s += 5
+    assert progress.remaining_s == 15
+    assert progress.text == "50 of 200 changelog offsets restored (25 %), about 15 s to go"
 
 
 def test_an_end_that_nobody_knows_is_no_end(corner: Corner, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -271,7 +305,7 @@ def test_an_end_that_nobody_knows_is_no_end(corner: Corner, monkeypatch: pytest.
 
 
 def start(corner: Corner, pin: Pin, *, from_latest: bool = False) -> dict[tuple[str, int], int]:
-    starter = Start(corner.offsets, corner.exactly_once("start"), corner.config, from_latest=from_latest)
+    starter = Start(corner.offsets, corner.exactly_once("start"), corner.reading, from_latest=from_latest)
     return starter.run(pin, [corner.input], {corner.changelog: corner.store()}, lambda: False).positions
 
 
