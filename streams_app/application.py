@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import warnings
+from collections.abc import Iterable
 from typing import Any, cast
 
+from faust.app.base import SCAN_IGNORE
 from faust.exceptions import ImproperlyConfigured
 from mode.utils.objects import cached_property
 
@@ -56,7 +58,7 @@ class App(HostApp):
         self._main = main
         self._siblings: dict[str, App] = {}
         #: Set from KAFKA_URL; the worker sets it to the embedded Kafka where that is unset.
-        self.kafka = KafkaAddress.parse(self.settings.kafka_url or "kafka://127.0.0.1:9092")
+        self.kafka = KafkaAddress.of(self.settings)
         self.declared: dict[str, Topic] = {}
         #: Asked for each event; an assignment makes it forget them, as topics that grow cause one.
         self.partition_counts: dict[str, int] = {}
@@ -89,6 +91,15 @@ class App(HostApp):
                 **options,
             },
         )
+
+    def discover(
+        self,
+        *extra_modules: str,
+        categories: Iterable[str] | None = None,
+        ignore: Iterable[Any] = SCAN_IGNORE,
+    ) -> None:
+        """Import the modules that declare something; not the fixtures for tests, which a deployment lacks pytest for."""
+        super().discover(*extra_modules, categories=categories, ignore=[*ignore, "streams_app.testing"])
 
     def sibling(self, guarantee: str) -> App:
         """The app of another guarantee in the same worker: its own group, tables and commit; made at the first call.

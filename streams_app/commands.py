@@ -22,7 +22,7 @@ from streams_app.audit import audit as run_audit
 from streams_app.audit import audited_family
 from streams_app.demo import Options as DemoOptions
 from streams_app.demo_view import run_demo, verdict_panel
-from streams_app.embedded import EmbeddedKafka, run_foreground, shown_progress
+from streams_app.embedded import own_kafka, run_foreground
 from streams_app.errors import ConfigurationError, KafkaUnreachable, StreamsAppError
 from streams_app.generate import Plan
 from streams_app.generate import generate as run_generate
@@ -45,11 +45,9 @@ def reached_kafka(settings: Settings) -> Iterator[KafkaAddress]:
     """The Kafka of the settings, answering; where none is named the embedded one, started if need be."""
     with contextlib.ExitStack() as held:
         if settings.kafka_url is None:
-            with shown_progress() as progress:
-                embedded = held.enter_context(EmbeddedKafka.ensure(settings.datadir, progress=progress))
-            address = KafkaAddress.parse(embedded.url)
+            address = KafkaAddress.parse(held.enter_context(own_kafka(settings)).url)
         else:
-            address = KafkaAddress.parse(settings.kafka_url)
+            address = KafkaAddress.of(settings)
         address.check()
         yield address
 
@@ -88,12 +86,15 @@ def register(app: App) -> None:
         """Create the topics that are missing, compare those that exist, try a transaction."""
         with exit_codes(), reached_kafka(settings) as address:
             app.use_kafka(address)
-            findings = run_provision(app, check=check)
+            report = run_provision(app, check=check)
         table = Table("", "state", "")
-        for finding in findings:
+        for finding in report.findings:
             table.add_row(finding.subject, finding.state, "good" if finding.good else "NOT GOOD")
         console().print(table)
-        sys.exit(_GOOD if all(finding.good for finding in findings) else _FAILED)
+        if report.commands:
+            click.echo("What whoever runs this Kafka can do about it, by Kafka's own tools or Heroku's:\n")
+            click.echo("\n".join(report.commands))
+        sys.exit(_GOOD if report.good else _FAILED)
 
     @cli.command("generate")
     @click.argument("name")

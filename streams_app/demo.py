@@ -29,7 +29,7 @@ from confluent_kafka import KafkaException
 from streams_app.audit import TP, AuditedApp, AuditedTable, Log, Report, audit, audited, guarantee_of
 from streams_app.demo_place import Place, place_of
 from streams_app.embedded import Broker, EmbeddedKafka, free_port
-from streams_app.errors import ConfigurationError, KafkaUnreachable, StreamsAppError
+from streams_app.errors import ConfigurationError, KafkaUnreachable, NotPermitted, StreamsAppError
 from streams_app.flow import Flow
 from streams_app.generate import Feed, Plan
 from streams_app.inflicted import (
@@ -45,6 +45,8 @@ from streams_app.inflicted import (
     zombie,
 )
 from streams_app.kafka import KafkaAddress
+from streams_app.permissions import missing_of_transactions, transactional_apps
+from streams_app.provision import TopicsNotPermitted, create_topics, required_topics
 from streams_app.registry import Check, checks, generators
 from streams_app.settings import Settings
 from streams_app.supervisor import Interrupts, Supervisor, WorkerProcess, signals_interrupt
@@ -162,10 +164,31 @@ class Demo:
                 self.settings = replace(self.settings, kafka_url=embedded.url)
                 yield KafkaAddress.parse(embedded.url)
                 return
-            address = KafkaAddress.parse(self.settings.kafka_url)
+            address = KafkaAddress.of(self.settings)
             address.check(_REACH_TIMEOUT_S)
             place.guest_of = address
+            self._check_permitted(address)
             yield address
+
+    def _check_permitted(self, address: KafkaAddress) -> None:
+        """Before workers are started that would end by themselves: the transactions and the topics of this run."""
+        prefix, own = self.settings.kafka_prefix, self.app.settings.kafka_prefix
+        otherwise = "unset KAFKA_URL, and the demo brings a Kafka of its own"
+        for each in transactional_apps(self.app):
+            refused = missing_of_transactions(address, renamed(each.conf.id, own, prefix))
+            if refused is not None:
+                raise NotPermitted(
+                    f"the demo of {each.guarantee} needs transactions, and this Kafka permits none: {refused.text} is "
+                    f"missing. Leave the guarantee out with STREAMS_APP_GUARANTEES, or {otherwise}"
+                )
+        try:
+            create_topics(
+                address, [spec._replace(name=renamed(spec.name, own, prefix)) for spec in required_topics(self.app)]
+            )
+        except TopicsNotPermitted as error:
+            raise NotPermitted(
+                f"the demo works with topics of its own, {prefix}*, which this Kafka does not let us create; {otherwise}"
+            ) from error
 
     def _with_kafka(self, address: KafkaAddress, held: contextlib.ExitStack) -> Verdict:
         self._log = Log(address)
@@ -329,7 +352,7 @@ class Demo:
         self._broker.kill()
         self._broker.start()
         # Measured: an admin client that lived through it may get no answer for a minute, a new one gets it at once.
-        before, self._log = self._reader(), Log(KafkaAddress.parse(self.settings.kafka_url or ""))
+        before, self._log = self._reader(), Log(KafkaAddress.of(self.settings))
         before.close()
 
     def _look(self) -> Committed | None:
@@ -427,15 +450,17 @@ class Demo:
 
 def audited_as(app: App, prefix: str) -> AuditedApp:
     """What is audited of ``app`` when it runs with another KAFKA_PREFIX than it does here."""
-    own = app.settings.kafka_prefix
+    own, here = app.settings.kafka_prefix, audited(app)
+    tables = tuple(
+        AuditedTable(table.name, renamed(table.changelog, own, prefix), table.expires) for table in here.tables
+    )
+    inputs = tuple(renamed(name, own, prefix) for name in here.inputs)
+    return AuditedApp(renamed(here.app_id, own, prefix), inputs, tables, here.guarantee)
 
-    def renamed(name: str) -> str:
-        return prefix + name.removeprefix(own)
 
-    here = audited(app)
-    tables = tuple(AuditedTable(table.name, renamed(table.changelog), table.expires) for table in here.tables)
-    inputs = tuple(renamed(name) for name in here.inputs)
-    return AuditedApp(renamed(here.app_id), inputs, tables, here.guarantee)
+def renamed(name: str, own: str, prefix: str) -> str:
+    """A name of ours, with another prefix than our ``own``."""
+    return prefix + name.removeprefix(own)
 
 
 def _names(workers: Sequence[WorkerProcess]) -> str:

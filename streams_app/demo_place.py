@@ -11,15 +11,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from confluent_kafka import KafkaException
+from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient
 
 from streams_app.embedded import Broker
-from streams_app.errors import KafkaUnreachable
+from streams_app.errors import KafkaUnreachable, NotPermitted
 from streams_app.kafka import KafkaAddress
 from streams_app.settings import Settings
 
 _ADMIN_TIMEOUT_S = 15.0
+_NOT_PERMITTED = frozenset({KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.GROUP_AUTHORIZATION_FAILED})
 
 
 @dataclass
@@ -47,7 +48,8 @@ def place_of(settings: Settings, on_keep: Callable[[str], None], kind: str = "de
     folder = Path(tempfile.mkdtemp(prefix=f"{kind}-", dir=settings.datadir)).absolute()
     own = replace(settings, datadir=folder)
     if settings.kafka_url is not None:
-        own = replace(own, kafka_prefix=f"{kind}-{secrets.token_hex(4)}-")
+        # Behind the prefix that is ours: a cluster with ACLs permits nothing else.
+        own = replace(own, kafka_prefix=f"{settings.kafka_prefix}{kind}-{secrets.token_hex(4)}-")
     place = Place(folder, own)
     with open(folder / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -60,12 +62,15 @@ def place_of(settings: Settings, on_keep: Callable[[str], None], kind: str = "de
             if place.keep and list(folder.glob("*.log")):
                 on_keep(place.text)
             else:
-                _remove(place)
+                _remove(place, on_keep)
 
 
-def _remove(place: Place) -> None:
-    if place.guest_of is not None:
-        _delete_topics(place.guest_of, place.settings.kafka_prefix)
+def _remove(place: Place, on_keep: Callable[[str], None]) -> None:
+    try:
+        if place.guest_of is not None:
+            _delete_topics(place.guest_of, place.settings.kafka_prefix)
+    except NotPermitted as error:
+        on_keep(str(error))
     shutil.rmtree(place.folder)
 
 
@@ -89,7 +94,8 @@ def _delete_topics(address: KafkaAddress, prefix: str) -> None:
     """Leave a Kafka that is not ours as we found it.
 
     Raises:
-        KafkaUnreachable: it does not answer any more, or does not permit it.
+        NotPermitted: it does not let us.
+        KafkaUnreachable: it does not answer any more.
     """
     admin = AdminClient({**address.librdkafka(), "log_level": 0})
     try:
@@ -102,6 +108,8 @@ def _delete_topics(address: KafkaAddress, prefix: str) -> None:
         for future in deleting.values():
             future.result(_ADMIN_TIMEOUT_S)
     except KafkaException as error:
+        if error.args[0].code() in _NOT_PERMITTED:
+            raise NotPermitted(f"the topics {prefix}* (this Kafka does not let us delete them)") from error
         raise KafkaUnreachable(
             f"the demo is through, but its topics {prefix}* could not be deleted: {error.args[0].str()}"
         ) from error

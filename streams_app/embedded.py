@@ -52,7 +52,8 @@ from jgo.maven import Artifact, MavenContext, PythonResolver
 from rich.console import Console
 from rich.text import Text
 
-from streams_app.errors import StreamsAppError
+from streams_app.errors import ConfigurationError, StreamsAppError
+from streams_app.settings import Settings
 
 #: Takes one line for people about what is going on.
 Progress = Callable[[str], None]
@@ -978,6 +979,21 @@ def _stop_all(nodes: Sequence[Broker]) -> None:
 
 def _say_nothing(_line: str) -> None:
     """For callers that show no progress."""
+
+
+def own_kafka(settings: Settings) -> EmbeddedKafka:
+    """The Kafka of a process for which ``KAFKA_URL`` names none.
+
+    Raises:
+        ConfigurationError: it shall not have one of its own.
+    """
+    if not settings.embedded_kafka:
+        raise ConfigurationError(
+            "KAFKA_URL is not set, and an embedded Kafka would lose all that it has with this container; "
+            "STREAMS_APP_EMBEDDED_KAFKA=yes starts one all the same"
+        )
+    with shown_progress() as progress:
+        return EmbeddedKafka.ensure(settings.datadir, progress=progress)
 
 
 # --- In the foreground -----------------------------------------------------------------------------------------------

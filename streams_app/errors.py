@@ -5,6 +5,7 @@
     StreamsAppError
     ├── ConfigurationError      correct the settings; nothing was started            (exit code 2)
     ├── KafkaUnreachable        bring Kafka back, or correct KAFKA_URL                (exit code 3)
+    ├── NotPermitted            let the cluster permit what the text names           (exit code 1)
     ├── StartRefused            starting would break the guarantee; the text says how to decide
     ├── SlotLost                stop: another live worker holds the slot
     ├── StoreFailed             stop: this machine's disk does not keep the tables; others take over
@@ -33,6 +34,10 @@ class ConfigurationError(StreamsAppError, click.UsageError):
 
 class KafkaUnreachable(StreamsAppError):
     """No broker answers at the configured address."""
+
+
+class NotPermitted(StreamsAppError):
+    """The cluster does not let us do what the guarantees need; the text names the ACL."""
 
 
 class StartRefused(StreamsAppError):

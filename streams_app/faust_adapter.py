@@ -226,6 +226,17 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
             metadata_max_age_ms=_METADATA_MAX_AGE_MS,
         )
 
+    def _create_client_consumer(self, transport: Any) -> aiokafka.AIOKafkaConsumer:
+        """Of an app that only asks and sends: it reads the answers."""
+        conf = self.app.conf
+        return aiokafka.AIOKafkaConsumer(
+            **self.app.kafka.aiokafka(),
+            client_id=conf.broker_client_id,
+            enable_auto_commit=True,
+            auto_offset_reset=conf.consumer_auto_offset_reset,
+            request_timeout_ms=int(conf.broker_request_timeout * 1000),
+        )
+
     async def on_start(self) -> None:
         await super().on_start()
         if self.app.client_only:
@@ -985,6 +996,11 @@ def purge(app: App, tps: Iterable[TP]) -> None:
         kept = [event for event in events if not event.withdrawn]
         events.clear()
         events.extend(kept)
+
+
+def leader_topic(app: App) -> str | None:
+    """The topic of which a worker has the one partition that leads, for timers ``on_leader``; None: it was switched off."""
+    return None if app.conf.topic_disable_leader else str(cast(Any, app)._leader_assignor._leader_topic_name)
 
 
 def record_metadata(topic: str, partition: int, offset: int, timestamp: float | None) -> faust.types.RecordMetadata:

@@ -44,6 +44,8 @@ TRANSLATED: Mapping[str, tuple[str, Callable[[Any], str]]] = {
 WITHOUT_EFFECT = frozenset({"store"})
 #: Option to why it is not there.
 REFUSED: Mapping[str, str] = {
+    "broker_credentials": "they stand in KAFKA_URL and KAFKA_CLIENT_CERT",
+    "ssl_context": "it is made of KAFKA_TRUSTED_CERT and KAFKA_CLIENT_CERT",
     "broker_consumer": "there is one Kafka, of KAFKA_URL",
     "broker_producer": "there is one Kafka, of KAFKA_URL",
     "broker_commit_livelock_soft_timeout": _GONE,

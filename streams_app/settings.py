@@ -7,28 +7,41 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from streams_app.errors import ConfigurationError
 
 #: In the order in which they cost.
 GUARANTEES = ("exactly_once", "at_least_once", "at_most_once")
+#: Of a process that runs no agents: it answers by HTTP.
+NO_GUARANTEE = "none"
+SASL_MECHANISMS = ("SCRAM-SHA-512", "SCRAM-SHA-256", "PLAIN")
 
 
 @dataclass(frozen=True)
 class Settings:
     """All settings with their defaults; units stand at the end of the names."""
 
-    kafka_url: str | None = None
+    #: Not shown, as it may have a password; neither are the other secrets.
+    kafka_url: str | None = field(default=None, repr=False)
     kafka_prefix: str = ""
+    kafka_trusted_cert: str | None = field(default=None, repr=False)
+    kafka_client_cert: str | None = field(default=None, repr=False)
+    kafka_client_cert_key: str | None = field(default=None, repr=False)
+    kafka_sasl_mechanism: str = SASL_MECHANISMS[0]
+    #: None: unless ``kafka_trusted_cert`` is given; see kafka.py.
+    kafka_check_host_names: bool | None = None
+    #: Whether to start one where ``kafka_url`` is missing: on a platform, what it holds would be gone with its container.
+    embedded_kafka: bool = True
     #: Those that this process runs; a process runs all agents of a guarantee or none.
     guarantees: tuple[str, ...] = GUARANTEES
     slot: str | None = None
     #: Of the web server; None: 6066 or the next free one.
     port: int | None = None
     #: Whoever writes by HTTP must know it; None: only this machine may.
-    web_token: str | None = None
+    web_token: str | None = field(default=None, repr=False)
     datadir: Path = Path(".streams-app")
     #: Length of a transaction under load. Kafka Streams' default for exactly once; shorter costs the broker more.
     commit_interval_ms: int = 100
@@ -73,6 +86,12 @@ class Settings:
         return cls(
             kafka_url=env.get("KAFKA_URL") or None,
             kafka_prefix=env.get("KAFKA_PREFIX", ""),
+            kafka_trusted_cert=env.get("KAFKA_TRUSTED_CERT") or None,
+            kafka_client_cert=env.get("KAFKA_CLIENT_CERT") or None,
+            kafka_client_cert_key=env.get("KAFKA_CLIENT_CERT_KEY") or None,
+            kafka_sasl_mechanism=_sasl_mechanism(env.get("STREAMS_APP_KAFKA_SASL_MECHANISM")),
+            kafka_check_host_names=_switch(env, "STREAMS_APP_KAFKA_CHECK_HOST_NAMES", None),
+            embedded_kafka=_switch(env, "STREAMS_APP_EMBEDDED_KAFKA", "DYNO" not in env),
             guarantees=_guarantees(env.get("STREAMS_APP_GUARANTEES")),
             slot=env.get("STREAMS_APP_SLOT") or env.get("DYNO") or None,
             port=number("PORT", 0) or None,
@@ -95,18 +114,33 @@ class Settings:
         )
 
 
-def _switch(env: Mapping[str, str], name: str, default: bool) -> bool:
+S = TypeVar("S", bool, bool | None)
+
+
+def _switch(env: Mapping[str, str], name: str, default: S) -> S | bool:
     text = env.get(name, "").strip().lower()
     if text not in {"", "yes", "no"}:
         raise ConfigurationError(f"{name} is {text!r}; it must be yes or no")
     return text == "yes" if text else default
 
 
+def _sasl_mechanism(text: str | None) -> str:
+    mechanism = (text or SASL_MECHANISMS[0]).strip().upper()
+    if mechanism not in SASL_MECHANISMS:
+        raise ConfigurationError(
+            f"STREAMS_APP_KAFKA_SASL_MECHANISM is {text!r}; it must be one of {', '.join(SASL_MECHANISMS)}"
+        )
+    return mechanism
+
+
 def _guarantees(text: str | None) -> tuple[str, ...]:
+    if (text or "").strip() == NO_GUARANTEE:
+        return ()
     named = {each.strip() for each in (text or "").split(",") if each.strip()}
     unknown = named - set(GUARANTEES)
     if unknown:
         raise ConfigurationError(
-            f"STREAMS_APP_GUARANTEES names {', '.join(sorted(unknown))}; it is a comma list of {', '.join(GUARANTEES)}"
+            f"STREAMS_APP_GUARANTEES names {', '.join(sorted(unknown))}; "
+            f"it is a comma list of {', '.join(GUARANTEES)}, or {NO_GUARANTEE}"
         )
     return tuple(each for each in GUARANTEES if not named or each in named)

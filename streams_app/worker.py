@@ -7,14 +7,13 @@ import socket
 from typing import TYPE_CHECKING, Any, cast
 
 import faust
-from confluent_kafka import KafkaException
 
 from streams_app.commands import exit_codes
-from streams_app.embedded import EmbeddedKafka, shown_progress
-from streams_app.errors import KafkaUnreachable
+from streams_app.embedded import EmbeddedKafka, own_kafka
 from streams_app.kafka import KafkaAddress
 from streams_app.overlaps import check_overlaps
-from streams_app.provision import create_topics, required_topics
+from streams_app.permissions import check_permissions
+from streams_app.provision import create_topics, required_topics, topics_of
 
 if TYPE_CHECKING:
     from streams_app.application import App
@@ -40,14 +39,13 @@ class Worker(faust.Worker):
     def _prepare(self, app: Any) -> None:
         check_overlaps(app.family)
         if app.settings.kafka_url is None:
-            with shown_progress() as progress:
-                self._embedded = EmbeddedKafka.ensure(app.settings.datadir, progress=progress)
+            self._embedded = own_kafka(app.settings)
             app.use_kafka(KafkaAddress.parse(self._embedded.url))
         app.kafka.check()
-        try:
-            create_topics(app.kafka, required_topics(app))
-        except KafkaException as error:
-            raise KafkaUnreachable(f"the topics could not be created: {error.args[0].str()}") from error
+        create_topics(app.kafka, required_topics(app))
+        if self._embedded is None:
+            running = [each for each in app.family if each.runs_here]
+            check_permissions(app, {spec.name for each in running for spec in topics_of(each)})
         if app.conf.web_enabled and not app.settings.port:
             app.conf.web_port = _free_port(app.conf.web_bind)
 

@@ -18,6 +18,7 @@ from aiokafka.protocol.group import LeaveGroupRequest
 from faust import App, Stream, Table
 from faust.agents import Agent
 from faust.agents.replies import ReplyConsumer
+from faust.assignor.leader_assignor import LeaderAssignor
 from faust.assignor.partition_assignor import PartitionAssignor
 from faust.streams import _current_event, current_event
 from faust.tables.manager import TableManager
@@ -57,7 +58,9 @@ PIN = Pin("group", 3, "member")
         (Table, "_relative_event"),
         (WindowWrapper, "_keys"),
         (TableManager, "_update_channels"),
+        (LeaderAssignor, "_leader_topic_name"),
         (driver.AIOKafkaConsumerThread, "_create_worker_consumer"),
+        (driver.AIOKafkaConsumerThread, "_create_client_consumer"),
         (driver.AIOKafkaConsumerThread, "_ensure_consumer"),
         (driver.Consumer, "_new_consumer_thread"),
         (GroupCoordinator, "_send_req"),
