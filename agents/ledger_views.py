@@ -38,7 +38,7 @@ class TransfersView(View):
 
     async def post(self, request: web.Request) -> Any:
         """Hand over the transfer in the body; its ``id`` may stand in the header ``Idempotency-Key``."""
-        transfer = transfer_of(await json_body(request), request.headers.get("Idempotency-Key"))
+        transfer = transfer_of(await json_body(request), *request.headers.getall("Idempotency-Key", ()))
         try:
             sent = await transfers.send(key=transfer.debit_account.encode(), value=transfer)
             await asyncio.wait_for(sent, _KAFKA_TIMEOUT_S)
@@ -53,13 +53,13 @@ class TransfersView(View):
         return self.json(body, status=HTTPStatus.ACCEPTED.value, headers={"Location": followed_at})
 
 
-def transfer_of(body: dict[str, Any], idempotency_key: str | None) -> Transfer:
+def transfer_of(body: dict[str, Any], *idempotency_keys: str) -> Transfer:
     """The transfer of a request.
 
     Raises:
         Problem: a field is missing or wrong, or there are two different ids.
     """
-    if idempotency_key is not None:
+    for idempotency_key in idempotency_keys:
         # As text, or in quotes, as the header's standard has it.
         transfer_id = idempotency_key.removeprefix('"').removesuffix('"')
         if body.setdefault("id", transfer_id) != transfer_id:

@@ -9,6 +9,7 @@ as well, but not without telling where it is from.
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import ipaddress
 import logging
@@ -19,6 +20,8 @@ from urllib.parse import urlsplit
 
 import msgspec
 from aiohttp import web
+from aiohttp.http_exceptions import BadHttpMessage, PayloadEncodingError
+from aiohttp.web_protocol import RequestPayloadError
 
 from streams_app.errors import NotHere, StoreCorrupted, StoreFailed
 
@@ -28,6 +31,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MAX_BODY_BYTES = 64 * 1024
+#: That long a body may take to come: who sends it byte by byte would hold a connection for ever.
+_BODY_WITHIN_S = 30.0
 _READING = frozenset({"GET", "HEAD", "OPTIONS"})
 _RETRY_S = 2
 
@@ -57,6 +62,8 @@ class Problem(Exception):
 def application_options(app: App) -> dict[str, Any]:
     """What aiohttp's application is made with."""
 
+    logging.getLogger("aiohttp.server").addFilter(_without_stack)
+
     @web.middleware
     async def rules(request: web.Request, handler: Handler) -> web.StreamResponse:
         try:
@@ -74,6 +81,14 @@ def application_options(app: App) -> dict[str, Any]:
             return Problem(HTTPStatus(error.status), detail).response()
 
     return {"middlewares": [rules], "client_max_size": MAX_BODY_BYTES}
+
+
+def _without_stack(record: logging.LogRecord) -> bool:
+    """Whoever sends what is no HTTP is told so; whoever reads the log needs no stack of it."""
+    error = record.exc_info[1] if record.exc_info else None
+    if isinstance(error, (BadHttpMessage, RequestPayloadError)):
+        record.exc_info, record.levelno, record.levelname = None, logging.INFO, "INFO"
+    return True
 
 
 def check_may_write(request: web.Request, token: str | None, bound_to: str) -> None:
@@ -120,8 +135,15 @@ async def json_body(request: web.Request) -> dict[str, Any]:
     if request.content_type != "application/json":
         raise Problem(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "send JSON, with 'Content-Type: application/json'")
     try:
-        body = msgspec.json.decode(await request.read())
-    except (msgspec.DecodeError, UnicodeError) as error:
+        async with asyncio.timeout(_BODY_WITHIN_S):
+            sent = await request.read()
+    except TimeoutError as error:
+        raise Problem(HTTPStatus.REQUEST_TIMEOUT, f"the body did not come within {_BODY_WITHIN_S:g} s") from error
+    except (PayloadEncodingError, RequestPayloadError, ConnectionError) as error:
+        raise Problem(HTTPStatus.BAD_REQUEST, "the body is not encoded as its headers say") from error
+    try:
+        body = msgspec.json.decode(sent)
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         raise Problem(HTTPStatus.BAD_REQUEST, f"the body is no JSON: {error}") from error
     if not isinstance(body, dict):
         raise Problem(HTTPStatus.BAD_REQUEST, f"the body is a JSON {type(body).__name__}; an object is needed")

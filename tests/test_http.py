@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
 import socket
 from collections.abc import Iterator
 from http import HTTPStatus
@@ -152,13 +153,20 @@ BAD_BODIES = (
         lambda name: json.dumps({key: value for key, value in TRANSFER.items() if key != name}).encode()
     )
     | st.just(json.dumps({**TRANSFER, "more": "x" * 70_000}).encode())
+    | st.sampled_from([b"[", b'{"id":']).map(lambda opening: opening * 10_000)
+    | st.sampled_from(["utf-16", "utf-32", "latin-1"]).map(
+        lambda encoding: json.dumps({**TRANSFER, "debit_account": "é"}, ensure_ascii=False).encode(encoding)
+    )
 )
+#: Where a transfer that took effect would show.
+LEDGER = ("transfers", "credits", "ledger", "transfer-results", "dead-letters")
+GOOD_BODY = json.dumps(TRANSFER).encode()
 REQUESTS = st.one_of(
     st.tuples(st.just("POST"), st.just("/transfers"), BAD_BODIES, st.just({})),
     st.tuples(
         st.just("POST"),
         st.just("/transfers"),
-        st.just(json.dumps(TRANSFER).encode()),
+        st.just(GOOD_BODY),
         st.sampled_from(
             [
                 {"Content-Type": "text/plain"},
@@ -170,12 +178,15 @@ REQUESTS = st.one_of(
                 {"Host": ""},
                 {"Idempotency-Key": "another"},
                 {"Idempotency-Key": '"'},
+                {"Idempotency-Key": "t-1\xff"},
+                {"Content-Encoding": "gzip"},
+                {"Content-Encoding": "deflate"},
             ]
         ),
     ),
     st.tuples(
-        st.sampled_from(["PUT", "DELETE", "PATCH", "POST", "SEARCH"]),
-        st.sampled_from(["/transfers/t-1", "/accounts/alice", "/livez/x", "/nowhere"]),
+        st.sampled_from(["PUT", "DELETE", "PATCH", "SEARCH", "PROPFIND", "OPTIONS"]),
+        st.sampled_from(["/transfers", "/transfers/t-1", "/accounts/alice", "/livez/x", "/nowhere"]),
         BAD_BODIES,
         st.just({}),
     ),
@@ -195,7 +206,7 @@ REQUESTS = st.one_of(
 def test_a_thousand_bad_requests_change_nothing(made: Rig, bank: Client) -> None:
     """Whoever reaches the server may send anything: it is refused by name, and the ledger does not hear of it."""
     wait_until(lambda: bank.get("/accounts/nobody")[0] == HTTPStatus.NOT_FOUND, "its partitions have started")
-    before = len(made.read("transfers"))
+    before = [len(made.read(topic)) for topic in LEDGER]
     asked = 0
 
     @settings(max_examples=1_000, deadline=None, database=None, suppress_health_check=list(HealthCheck))
@@ -203,14 +214,52 @@ def test_a_thousand_bad_requests_change_nothing(made: Rig, bank: Client) -> None
     def ask(request: tuple[str, str, bytes | None, dict[str, str]]) -> None:
         nonlocal asked
         asked += 1
-        status, problem, _ = bank.ask(*request)
+        status, problem, headers = bank.ask(*request)
         assert 400 <= status < 500, (request, status, problem)
         assert problem["detail"]
+        assert headers["Content-Type"] == "application/problem+json"
 
     ask()
     assert asked >= 900
-    assert len(made.read("transfers")) == before
+    assert [len(made.read(topic)) for topic in LEDGER] == before
     assert bank.worker.alive
+    assert not bank.worker.says("Traceback"), bank.worker.log.read_text()[-3000:]
+
+
+HEAD = b"POST /transfers HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+LENGTH = f"Content-Length: {len(GOOD_BODY)}\r\n".encode()
+CHUNK = f"{len(GOOD_BODY):x}\r\n".encode() + GOOD_BODY
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        pytest.param(HEAD + LENGTH + b"More: " + b"x" * 50_000 + b"\r\n\r\n" + GOOD_BODY, id="a huge header"),
+        pytest.param(HEAD + LENGTH + b"More: x\r\n" * 20_000 + b"\r\n" + GOOD_BODY, id="very many headers"),
+        pytest.param(b"POST /" + b"x" * 50_000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n", id="a huge path"),
+        pytest.param(HEAD + LENGTH + b"More: \x00\r\n\r\n" + GOOD_BODY, id="a zero in a header"),
+        pytest.param(HEAD + LENGTH + b"Content-Length: 3\r\n\r\n" + GOOD_BODY, id="two lengths"),
+        pytest.param(HEAD + b"Content-Length: -5\r\n\r\n" + GOOD_BODY, id="a length below zero"),
+        pytest.param(
+            HEAD + LENGTH + b"Transfer-Encoding: chunked\r\n\r\n" + CHUNK + b"\r\n0\r\n\r\n", id="a length and chunks"
+        ),
+        pytest.param(HEAD + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n" + GOOD_BODY, id="a chunk of no size"),
+        pytest.param(HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + CHUNK + b"x0\r\n\r\n", id="a chunk that is longer"),
+        pytest.param(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\x00" * 200, id="TLS"),
+        pytest.param(b"GET  / HTTP/9.9\r\n\r\n", id="no version"),
+        pytest.param(HEAD + b"Content-Length: 10000\r\n\r\n" + GOOD_BODY, id="half of a body"),
+    ],
+)
+def test_what_is_no_http_changes_nothing(made: Rig, bank: Client, sent: bytes) -> None:
+    """It is refused before any of our rules sees it: with a 4xx, or an end of the connection."""
+    before = len(made.read("transfers"))
+    with socket.create_connection(("127.0.0.1", bank.port), timeout=30) as connection:
+        connection.sendall(sent)
+        connection.shutdown(socket.SHUT_WR)
+        answer = b"".join(iter(lambda: connection.recv(65_536), b""))
+    assert re.fullmatch(rb"(HTTP/1\.[01] 4\d\d .*)?", answer, re.DOTALL), answer[:300]
+    assert bank.get("/accounts/nobody")[0] == HTTPStatus.NOT_FOUND, "it answers others"
+    assert len(made.read("transfers")) == before
     assert not bank.worker.says("Traceback"), bank.worker.log.read_text()[-3000:]
 
 
@@ -246,7 +295,7 @@ def test_an_id_comes_once() -> None:
     """In the body or as Idempotency-Key; two different ones would be two transfers to two readers."""
     no_id = {name: value for name, value in TRANSFER.items() if name != "id"}
     assert transfer_of(dict(no_id), "k-1").id == "k-1"
-    assert transfer_of(dict(TRANSFER), '"t-1"').id == "t-1"
-    for body, key in ((TRANSFER, "k-1"), (no_id, None)):
+    assert transfer_of(dict(TRANSFER), '"t-1"', "t-1").id == "t-1"
+    for body, *keys in ((TRANSFER, "k-1"), (no_id,), (no_id, "k-1", "k-2")):
         with pytest.raises(Problem):
-            transfer_of(dict(body), key)
+            transfer_of(dict(body), *keys)
