@@ -481,8 +481,8 @@ MUTANTS = (
         "restores up to any end, behind which a transaction is open",
         "8",
         "streams_app/restore.py",
-        "            if end >= ends[tp]:\n",
-        "            if True:\n",
+        "            if end >= ends[tp] and tp in behind:\n",
+        "            if tp in behind:\n",
         test="test_brokers.py::test_a_restore_waits_for_open_transactions_below_its_end[commit]",
         simulated=Simulated("exactly_once"),
     ),
@@ -553,7 +553,7 @@ MUTANTS = (
         "            try:\n"
         "                await self._in_thread(self._guarantee.commit, batch)\n"
         "            except BatchError:\n"
-        "                self._drop(batch)\n"
+        "                self._drop(batch, 'mutant')\n"
         "                await self._rewind()\n"
         "                return\n",
         lab=UnderFaults("EndTxn lost,EndTxn late", seconds=60),

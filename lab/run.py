@@ -161,6 +161,7 @@ class Lab:
             "KAFKA_PREFIX": settings.kafka_prefix,
             "STREAMS_APP_DATADIR": str(datadir),
             "STREAMS_APP_SLOT": name,
+            "STREAMS_APP_LOG_FORMAT": "text",  # people read it
             "STREAMS_APP_TOPIC_REPLICATION": str(settings.topic_replication),
         }
         arguments = ["-A", self._workload.module, "worker", "-l", "info", "--without-web"]

@@ -13,7 +13,7 @@
             counts[page] += 1
 """
 
-from streams_app import commands, metrics
+from streams_app import commands, health, metrics
 from streams_app.application import App
 from streams_app.dead_letters import set_aside
 from streams_app.partitioning import partition_of
@@ -23,5 +23,6 @@ at_least_once = app.sibling("at_least_once")
 at_most_once = app.sibling("at_most_once")
 commands.register(app)
 metrics.register(app)
+health.register(app)
 
 __all__ = ["App", "app", "at_least_once", "at_most_once", "partition_of", "set_aside"]

@@ -18,6 +18,7 @@ from streams_app.engine import Engine
 from streams_app.events import Event
 from streams_app.faust_adapter import Agent, Assignor, Consumer, HostApp, Stream, Supervisor, TableManager
 from streams_app.faust_settings import as_variables, check_options
+from streams_app.health import Health
 from streams_app.kafka import KafkaAddress
 from streams_app.provision import TopicSpec, create_topics
 from streams_app.replicas import Replicas
@@ -26,6 +27,7 @@ from streams_app.settings import GUARANTEES, Settings
 from streams_app.slot import Slot, acquire
 from streams_app.store import Store, store_path
 from streams_app.topics import Topic
+from streams_app.watchdog import Watchdog
 from streams_app.web import application_options
 
 #: Changelogs keep tombstones for a day, so that a store that was away for half of that may still be trusted.
@@ -142,7 +144,9 @@ class App(HostApp):
         """Faust's parts of this app, as far as they run here, and the siblings."""
         self.producer_only = not self.runs_here
         siblings = [app for app in self._siblings.values() if app.selected]
-        return [*super().on_init_dependencies(), *siblings]
+        health = [self.health] if self._main is None and not self.client_only else []
+        # First, and so stopped last: where Kafka is out of reach, the others wait for it.
+        return [*health, *super().on_init_dependencies(), *siblings]
 
     async def on_started(self) -> None:
         """A sibling must not keep the next one waiting until its tables are restored."""
@@ -176,6 +180,26 @@ class App(HostApp):
         return Engine(self, beacon=self.beacon)
 
     @cached_property
+    def health(self) -> Health:
+        """Of the whole process; the main app's."""
+        return Health(self, beacon=self.beacon)
+
+    @cached_property
+    def watchdog(self) -> Watchdog:
+        """Of the whole process; the main app's. The worker starts it."""
+        return Watchdog()
+
+    @property
+    def has_slot(self) -> bool:
+        """Whether it has taken its slot."""
+        return "slot" in self.__dict__
+
+    def check_slot(self) -> None:
+        """Raise `SlotLost` if the slot is not its own any more."""
+        if self.has_slot:
+            self.slot.check()
+
+    @cached_property
     def replicas(self) -> Replicas:
         """What this process follows of tables that others write."""
         return Replicas(self)
@@ -191,7 +215,7 @@ class App(HostApp):
             self.replicas.follow()
 
     def _take_slot(self) -> None:
-        if "slot" not in self.__dict__:
+        if not self.has_slot:
             self.slot = acquire(self.settings.datadir, self.conf.id, self.settings.slot)
 
     async def on_shutdown(self) -> None:

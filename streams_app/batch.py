@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import time
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from operator import attrgetter
@@ -127,8 +128,10 @@ class Batch:
         self.is_open = True
         #: Records set aside, by where they are from, with their dead letters.
         self.set_aside: dict[tuple[TP, int], Output] = {}
-        #: How many events agents have set aside themselves.
-        self.set_aside_by_agents = 0
+        #: How many events agents have set aside themselves, by the code that they gave.
+        self.set_aside_by_agents: Counter[str] = Counter()
+        #: Outputs that left before the commit.
+        self.sent_at_once = 0
         #: The event whose agent raised.
         self.failure: Event | None = None
         #: What makes it hopeless to go on, and is no event's fault.
@@ -290,6 +293,7 @@ class Batch:
             raise self.hopeless(PartitionsLost("the group has not heard of this worker for a whole session"))
         try:
             outbox.produce(output)
+            self.sent_at_once += 1
         except TransactionAborted as error:
             raise self.hopeless(error) from error
 

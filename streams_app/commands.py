@@ -1,6 +1,6 @@
 """The commands beside Faust's own: thin click functions around the modules that do the work.
 
-Exit codes: 0 good, 1 a guarantee or check failed, 2 wrong usage, 3 Kafka out of reach.
+Exit codes: see `streams_app.errors.ExitCode`.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ from streams_app.audit import audited_family
 from streams_app.demo import Options as DemoOptions
 from streams_app.demo_view import run_demo, verdict_panel
 from streams_app.embedded import own_kafka, run_foreground
-from streams_app.errors import ConfigurationError, KafkaUnreachable, StreamsAppError
+from streams_app.errors import ExitCode, StreamsAppError, exit_code
 from streams_app.generate import Plan
 from streams_app.generate import generate as run_generate
 from streams_app.kafka import KafkaAddress
+from streams_app.logs import critical_line
 from streams_app.provision import create_topics, required_topics
 from streams_app.provision import provision as run_provision
 from streams_app.registry import checks, followers
@@ -35,7 +36,6 @@ from streams_app.settings import Settings
 if TYPE_CHECKING:
     from streams_app.application import App
 
-_GOOD, _FAILED, _USAGE, _UNREACHABLE = 0, 1, 2, 3
 #: As shells say it: 128 and the number of SIGINT.
 _INTERRUPTED = 130
 
@@ -53,14 +53,13 @@ def reached_kafka(settings: Settings) -> Iterator[KafkaAddress]:
 
 
 @contextlib.contextmanager
-def exit_codes() -> Iterator[None]:
-    """What went wrong, as one sentence and as the contract's exit code."""
+def exit_codes(*, as_json: bool = False) -> Iterator[None]:
+    """What went wrong, as one sentence, or a line of the log, and as the contract's exit code."""
     try:
         yield
     except StreamsAppError as error:
-        click.echo(f"error: {error}", err=True)
-        code = {ConfigurationError: _USAGE, KafkaUnreachable: _UNREACHABLE}.get(type(error), _FAILED)
-        sys.exit(code)
+        click.echo(critical_line(str(error)) if as_json else f"error: {error}", err=True)
+        sys.exit(exit_code(error))
 
 
 def console(*, plain: bool = False) -> Console:
@@ -94,7 +93,7 @@ def register(app: App) -> None:
         if report.commands:
             click.echo("What whoever runs this Kafka can do about it, by Kafka's own tools or Heroku's:\n")
             click.echo("\n".join(report.commands))
-        sys.exit(_GOOD if report.good else _FAILED)
+        sys.exit(ExitCode.GOOD if report.good else ExitCode.FAILED)
 
     @cli.command("generate")
     @click.argument("name")
@@ -169,7 +168,7 @@ def register(app: App) -> None:
             except KeyboardInterrupt:
                 click.echo("interrupted: no verdict; everything that was started has ended", err=True)
                 sys.exit(_INTERRUPTED)
-        code = _GOOD if verdict.good else _FAILED
+        code = ExitCode.GOOD if verdict.good else ExitCode.FAILED
         if as_json:
             print_json(verdict.document())
         else:
@@ -180,6 +179,7 @@ def register(app: App) -> None:
 
     register_dead_letters(app)
 
+    from streams_app import worker_command  # noqa: F401, PLC0415 - it is registered by being there
     from streams_app.lab_command import register_lab  # noqa: PLC0415 - so does it
 
     register_lab(app)
@@ -194,7 +194,7 @@ def _audit(app: App, as_json: bool, wait_s: float) -> int:
         print_json(report.document())
     else:
         console().print(report.table())
-    return _GOOD if report.held else _FAILED
+    return ExitCode.GOOD if report.held else ExitCode.FAILED
 
 
 def _follow(app: App, as_json: bool, metrics_port: int | None, metrics_host: str, interval: float) -> int:
@@ -207,7 +207,7 @@ def _follow(app: App, as_json: bool, metrics_port: int | None, metrics_host: str
         if metrics_port is not None:
             serve_metrics(auditor, metrics_host, metrics_port)
         found = run(auditor, console(), as_json=as_json, interval_s=interval)
-    return _FAILED if found else _GOOD
+    return ExitCode.FAILED if found else ExitCode.GOOD
 
 
 def print_json(document: Any) -> None:

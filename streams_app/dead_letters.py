@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any, Protocol
 
 from streams_app.batch import MAX_RECORD_BYTES
 from streams_app.events import current_event
 from streams_app.session import Output, header_bytes, header_pairs
+
+log = logging.getLogger(__name__)
 
 TOPIC = "dead-letters"
 #: Which letters were sent back to where they came from (letters.py).
@@ -14,6 +17,8 @@ REPLAYED_TOPIC = "dead-letters-replayed"
 _MESSAGE_CHARS = 500
 _ENVELOPE_BYTES = 4_096
 _MOST_HEADER_BYTES = 64 * 1024
+#: In the log; all of them are on the topic.
+_TOLD_OF_A_BATCH = 5
 
 
 class Message(Protocol):
@@ -63,4 +68,7 @@ async def set_aside(code: str, message: str) -> None:
         raise RuntimeError("set_aside() was called outside of an agent: there is no event to set aside")
     app: Any = event.app
     event.batch.send(dead_letter(app.settings.kafka_prefix, event.message, code, message, attempts=1))
-    event.batch.set_aside_by_agents += 1
+    event.batch.set_aside_by_agents[code] += 1
+    if event.batch.set_aside_by_agents.total() <= _TOLD_OF_A_BATCH:
+        place = (event.message.topic, event.message.partition, event.message.offset)
+        log.warning("set aside by its agent: %s-%d@%d: %s: %s", *place, code, message)

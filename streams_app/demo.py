@@ -217,6 +217,7 @@ class Demo:
             "KAFKA_PREFIX": self.settings.kafka_prefix,
             "STREAMS_APP_DATADIR": str(folder),
             "STREAMS_APP_SLOT": name,
+            "STREAMS_APP_LOG_FORMAT": "text",  # people read it
         }
         arguments = ["-A", "streams_app", "worker", "-l", "info", "--without-web"]
         return WorkerProcess(name, "faust", arguments, folder / f"{name}.log", env)

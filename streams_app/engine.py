@@ -24,6 +24,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from aiokafka.errors import KafkaError as AioKafkaError
@@ -46,7 +47,9 @@ from streams_app.errors import (
 )
 from streams_app.events import Event, current_event
 from streams_app.faust_adapter import Assignment, Fetched, purge, routes_of
+from streams_app.figures import Figures, named
 from streams_app.guarantees import AtLeastOnce, AtLeastOnceUnfenced, AtMostOnce, ExactlyOnce, Guarantee
+from streams_app.logs import about, id_of
 from streams_app.offsets import Offsets
 from streams_app.pipeline import Pipeline
 from streams_app.restore import Restoring
@@ -77,6 +80,8 @@ _LAST_LOOK_MS = 2
 _FINISH_S = 8.0
 #: No chunk is quicker.
 _CLOCK_TICK_S = 1e-6
+#: Of one batch, in the log.
+_LETTERS_TOLD = 5
 
 
 class Engine(Service):
@@ -87,10 +92,13 @@ class Engine(Service):
         self.app = app
         #: Set when the first assignment has started.
         self.ready = asyncio.Event()
-        #: Committed batches and events, and dropped batches by reason; for the log and the web.
-        self.figures: Counter[str] = Counter()
+        self.figures = Figures()
+        #: Partitions have started, and the input flows.
+        self.is_working = False
         #: How far the restore of a start is.
         self.restoring = Restoring()
+        #: What the next try waits for, in words.
+        self.trouble: str | None = None
         self._assignment: Assignment | None = None
         self._assigned = asyncio.Event()
         self._idle = asyncio.Event()
@@ -111,7 +119,11 @@ class Engine(Service):
         self._commit_took_s = 0.0
         self._stores: dict[TP, Store] = {}
         self._pipeline = Pipeline(self._commit)
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="commit")
+        self._commits = 0
+        #: The number of the commit that is under way.
+        self.committing: int | None = None
+        tell = partial(about, guarantee=app.guarantee)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="commit", initializer=tell)
 
     async def on_start(self) -> None:
         app = self.app
@@ -145,6 +157,11 @@ class Engine(Service):
             if self._assignment is not None:
                 self._assignment.end(lost=True)
 
+    def hurry(self) -> None:
+        """Do not wait for what agents have in hand any longer: it is processed again, elsewhere."""
+        if self._assignment is not None:
+            self._assignment.end(lost=True)
+
     async def on_stop(self) -> None:
         # Not on the event loop: the others of this worker are stopping, too.
         await asyncio.to_thread(self._thread.shutdown)
@@ -152,6 +169,23 @@ class Engine(Service):
         for store in self._stores.values():
             store.close()
         self._stores.clear()
+
+    # -- Asked by metrics and health.
+
+    @property
+    def assignment(self) -> Assignment | None:
+        """The last one, maybe over."""
+        return self._assignment
+
+    @property
+    def positions(self) -> Mapping[TP, int]:
+        """Up to where the input is done, of the partitions that were started last."""
+        return self._positions
+
+    @property
+    def stores(self) -> Mapping[TP, Store]:
+        """By changelog partition."""
+        return dict(self._stores)  # in one step: another thread opens and closes them
 
     # -- Called by the rebalance listener. They mark; they decide nothing.
 
@@ -169,6 +203,7 @@ class Engine(Service):
 
     def on_assigned(self, assignment: Assignment) -> None:
         """An assignment begins."""
+        self.figures["rebalances"] += 1
         self._assignment = assignment
         if not self._finishing.is_set():
             self._idle.clear()
@@ -212,6 +247,7 @@ class Engine(Service):
 
     @Service.task
     async def _take_assignments(self) -> None:
+        about(guarantee=self.app.guarantee)
         try:
             while not self.should_stop and not self._finishing.is_set():
                 self._assigned.clear()
@@ -226,6 +262,7 @@ class Engine(Service):
 
     async def _serve(self, assignment: Assignment) -> None:
         """Start the partitions and work on them until they are gone."""
+        about(generation=assignment.pin.generation)
         while not self._is_over(assignment):
             try:
                 await self._start_partitions(assignment)
@@ -254,7 +291,8 @@ class Engine(Service):
         """After trouble: wait, longer each time."""
         name = type(error).__name__
         self.log.warning("starting the partitions anew in %g s, after %s: %s", self._retry_s, name, error)
-        self.figures[name] += 1
+        self.figures.troubles[named(error)] += 1
+        self.trouble = f"{name}: {error}"
         self._guarantee.after_trouble()
         await self._pause(assignment, self._retry_s)
         self._retry_s = min(2 * self._retry_s, _LONGEST_RETRY_S)
@@ -286,10 +324,12 @@ class Engine(Service):
         self.app.flow_control.resume()
         if self.app.rebalancing:
             self.app.on_rebalance_end()
+        self.trouble = None
         self.ready.set()
 
     def _start(self, assignment: Assignment, inputs: list[TP], changelogs: set[TP]) -> Started:
         """In the thread; see start.py for what it raises."""
+        about(generation=assignment.pin.generation)
         app = self.app
         with contextlib.closing(Offsets(app.kafka.librdkafka(), app.conf.id)) as offsets:
             self._open_stores(changelogs, assignment.standbys, offsets.topic_ids({tp.topic for tp in changelogs}))
@@ -326,12 +366,14 @@ class Engine(Service):
             }
 
     async def _work(self, assignment: Assignment) -> None:
+        self.is_working = True
         try:
             while not self._is_over(assignment):
                 fetched = await self._fetch(assignment, _FETCH_WAIT_MS)
                 if fetched is not None:
                     await self._process(fetched, assignment)
         finally:
+            self.is_working = False
             await self._pipeline.ended()
 
     async def _process(self, fetched: Fetched, assignment: Assignment) -> None:
@@ -351,8 +393,8 @@ class Engine(Service):
             if not fetched.messages:
                 await self._pipeline.ended()
                 await self._in_thread(self._rest, assignment.pin)
-        except BaseException:
-            self._abandon(batch)
+        except BaseException as error:
+            self._abandon(batch, named(error))
             raise
 
     def _rest(self, pin: Pin) -> None:
@@ -376,7 +418,7 @@ class Engine(Service):
 
     def _blame(self, batch: Batch) -> None:
         """A record of this batch is one that no broker takes: find the event that sent it, by halves, and count it."""
-        self._drop(batch)
+        self._drop(batch, "output_refused")
         records = [message for messages in batch.messages.values() for message in messages]
         if len(records) == 1:
             at = records[0].tp, records[0].offset
@@ -568,7 +610,7 @@ class Engine(Service):
         if batch.trouble is not None:
             raise batch.trouble
         if batch.failure is not None:
-            self._abandon(batch)
+            self._abandon(batch, "agent_error")
             # Halved each time, down to one event: then what is set aside commits, whatever comes behind it.
             self._chunk_events = max(1, min(self._chunk_events, _FIRST_CHUNK_EVENTS) // 2)
             await self._in_thread(self._guarantee.forget)
@@ -590,14 +632,18 @@ class Engine(Service):
 
     async def _commit(self, batch: Batch) -> None:
         started_s = time.monotonic()
+        self._commits += 1
+        self.committing = self._commits
         try:
             await self._in_thread(self._guarantee.commit, batch)
         except OutputRefused:
             self._blame(batch)
             raise
-        except BaseException:
-            self._drop(batch)
+        except BaseException as error:
+            self._drop(batch, named(error))
             raise
+        finally:
+            self.committing = None
         self._commit_took_s = time.monotonic() - started_s
         self._committed(batch)
 
@@ -620,31 +666,37 @@ class Engine(Service):
             del self._alone[tp]
         self._retry_s = _RETRY_S
         self._one_chunk = False
-        self.figures["dead_letters"] += len(batch.set_aside) + batch.set_aside_by_agents
+        self.figures.committed(batch, self._commit_took_s)
         if batch.set_aside:
-            (tp, offset), letter = next(iter(batch.set_aside.items()))
-            why = dict(letter.headers or ())
-            self.log.warning(
-                "%d events set aside, the first: %s-%d@%d: %s: %s",
-                *(len(batch.set_aside), tp.topic, tp.partition, offset),
-                *(why["dlq.error"].decode(), why["dlq.message"].decode()),
-            )
-        self.figures["batches"] += 1
-        self.figures["events"] += len(batch.events)
+            self._tell_letters(batch)
         for callback in batch.callbacks:
             # By the loop: what a callback raises is logged, and is no reason to doubt the commit.
             asyncio.get_running_loop().call_soon(callback)
         batch.release()
 
-    def _drop(self, batch: Batch) -> None:
+    def _tell_letters(self, batch: Batch) -> None:
+        """The first few; all of them are on the topic of dead letters."""
+        for (tp, offset), letter in islice(batch.set_aside.items(), _LETTERS_TOLD):
+            why = dict(letter.headers or ())
+            place = {"topic": tp.topic, "partition": tp.partition, "offset": offset, "id": id_of(letter.value)}
+            self.log.warning(
+                "set aside: %s-%d@%d: %s: %s",
+                *(tp.topic, tp.partition, offset),
+                *(why["dlq.error"].decode(), why["dlq.message"].decode()),
+                extra={"data": place},
+            )
+        if len(batch.set_aside) > _LETTERS_TOLD:
+            self.log.warning("set aside: %d in all, with these", len(batch.set_aside))
+
+    def _drop(self, batch: Batch, reason: str) -> None:
         """Nothing of the batch may go on: not its writes, not what it was about to send."""
         if not batch.dead:
-            self.figures["dropped_batches"] += 1
+            self.figures.drop(reason)
             batch.drop()
 
-    def _abandon(self, batch: Batch) -> None:
+    def _abandon(self, batch: Batch, reason: str) -> None:
         """Drop a batch that was being filled, with its events on their way to agents."""
-        self._drop(batch)
+        self._drop(batch, reason)
         self._withheld = None
         self.app.flow_control.clear()
 

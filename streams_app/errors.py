@@ -6,9 +6,9 @@
     ├── ConfigurationError      correct the settings; nothing was started            (exit code 2)
     ├── KafkaUnreachable        bring Kafka back, or correct KAFKA_URL                (exit code 3)
     ├── NotPermitted            let the cluster permit what the text names           (exit code 1)
-    ├── StartRefused            starting would break the guarantee; the text says how to decide
-    ├── SlotLost                stop: another live worker holds the slot
-    ├── StoreFailed             stop: this machine's disk does not keep the tables; others take over
+    ├── StartRefused            starting would break the guarantee; the text says how to decide  (65)
+    ├── SlotLost                stop: another live worker holds the slot              (exit code 75)
+    ├── StoreFailed             stop: this machine's disk does not keep the tables; others take over  (74)
     ├── DeadBatchError          stop touching the event: its batch was dropped
     └── BatchError              the batch in hand did not commit:
         ├── TransactionAborted      nothing took effect: rewind, go on
@@ -18,7 +18,26 @@
         └── StoreCorrupted          the local copy of a table cannot be trusted: wipe, restore
 """
 
+from enum import IntEnum
+
 import click
+from aiokafka.errors import KafkaConnectionError
+
+
+class ExitCode(IntEnum):
+    """What a process ends with. Those from 64 on are those of ``sysexits.h`` that come nearest."""
+
+    GOOD = 0
+    #: A guarantee or check failed; or what nobody foresaw.
+    FAILED = 1
+    USAGE = 2
+    UNREACHABLE = 3
+    #: `StartRefused`: as before, it would only be refused again.
+    START_REFUSED = 65
+    #: Something hung, or the process did not end in time; all stacks are on stderr.
+    HUNG = 70
+    STORE_FAILED = 74
+    SLOT_LOST = 75
 
 
 class StreamsAppError(Exception):
@@ -82,3 +101,16 @@ class PartitionsLost(BatchError):
 
 class StoreCorrupted(BatchError):
     """The local copy of a table cannot be trusted: wipe it and restore it."""
+
+
+def exit_code(error: BaseException | None) -> ExitCode:
+    """What a process ends with that ``error`` has ended."""
+    codes: dict[type[BaseException], ExitCode] = {
+        ConfigurationError: ExitCode.USAGE,
+        KafkaUnreachable: ExitCode.UNREACHABLE,
+        KafkaConnectionError: ExitCode.UNREACHABLE,
+        StartRefused: ExitCode.START_REFUSED,
+        StoreFailed: ExitCode.STORE_FAILED,
+        SlotLost: ExitCode.SLOT_LOST,
+    }
+    return next((code for kind, code in codes.items() if isinstance(error, kind)), ExitCode.FAILED)

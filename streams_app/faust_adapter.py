@@ -58,6 +58,7 @@ from mode.utils.objects import cached_property
 from streams_app.codecs import UndecodableError
 from streams_app.errors import PartitionsLost, TransactionAborted
 from streams_app.events import Event, current_batch, in_hand
+from streams_app.logs import about
 from streams_app.partitioning import partition_of
 from streams_app.session import Pin
 
@@ -85,6 +86,8 @@ _PRUNED_EVERY = 128
 _RESTART_PAUSE_S = 0.02
 
 _COMMIT_TIMEOUT_S = 5.0
+#: A broker that has not heard by then is down, or frozen. Nobody waits longer for a worker that ends.
+_LEAVE_WITHIN_S = 5.0
 #: The broker says: your membership is not the current one; nothing was committed.
 _GROUP_MOVED_ON = frozenset(
     error.errno
@@ -133,6 +136,16 @@ class Fetched(NamedTuple):
             tp: [*self.messages.get(tp, ()), *others.messages.get(tp, ())] for tp in self.messages | others.messages
         }
         return self._replace(messages=messages, positions=self.positions | others.positions)
+
+
+class Read(NamedTuple):
+    """How far a partition was read, and could be, as of the last fetch."""
+
+    position: int
+    #: None: nothing was fetched so far.
+    high_watermark: int | None
+    #: Up to the first open transaction.
+    last_stable: int | None
 
 
 class Assignment:
@@ -261,9 +274,8 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
 
     async def on_thread_stop(self) -> None:
         await QueueServiceThread.on_thread_stop(self)
-        if self._consumer is not None:
-            await end_consumer(self._consumer)
-        if not self.app.client_only:
+        has_left = self._consumer is None or await end_consumer(self._consumer)
+        if has_left and not self.app.client_only:
             self.app.slot.member_id = None
 
     async def _leave_for(self, member_id: str) -> None:
@@ -283,6 +295,7 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
 
         Between two assignments nobody fetches: the worker would never rejoin, and say nothing.
         """
+        about(guarantee=self.app.guarantee)
         failures = 0
         while not self.should_stop:
             await asyncio.sleep(1)
@@ -301,6 +314,19 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
         """The membership as it is now."""
         coordinator = self.kafka._coordinator
         return Pin(self.app.conf.id, coordinator.generation, coordinator.member_id)
+
+    def reads(self) -> dict[TP, Read]:
+        """Of each partition that has a position; only looks, so any thread may ask."""
+        subscription = self._consumer._subscription.subscription if self._consumer is not None else None
+        assignment = subscription.assignment if subscription is not None else None
+        if assignment is None:
+            return {}
+        states = {TP(*tp): assignment.state_value(tp) for tp in assignment.tps}
+        return {
+            tp: Read(at.position, at.highwater, at.lso)
+            for tp, at in states.items()
+            if at is not None and at.has_valid_position
+        }
 
     async def fetch(self, partitions: list[TP], wait_ms: int, max_records: int) -> Fetched:
         """Wait at most ``wait_ms`` for records."""
@@ -407,20 +433,25 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
         """Faust's watch over its own path of events, which is not ours."""
 
 
-async def end_consumer(consumer: aiokafka.AIOKafkaConsumer) -> None:
-    """Stop a consumer of aiokafka's.
+async def end_consumer(consumer: aiokafka.AIOKafkaConsumer) -> bool:
+    """Stop a consumer of aiokafka's; gives whether the brokers have heard that it left its group.
 
     It cancels its tasks and waits for them: one that had no turn yet, or that waits for a broker that is down, ends its
     ``stop()`` half-way with a ``CancelledError``, though nobody cancels *us*. mode takes that for the end of a thread and
     does not tell who waits for it: a worker that was asked to end did so a minute later.
     """
     try:
-        await consumer.stop()
+        await asyncio.wait_for(consumer.stop(), _LEAVE_WITHIN_S)
+    except TimeoutError:
+        log.warning("no broker answers: the group learns only by the end of the session that this worker has left")
     except asyncio.CancelledError:
         task = asyncio.current_task()
         if task is not None and task.cancelling():
             raise
-        await consumer._client.close()
+    else:
+        return True
+    await consumer._client.close()
+    return False
 
 
 class Record(msgspec.Struct, gc=False, eq=False):
@@ -504,6 +535,15 @@ class Consumer(driver.Consumer):
         """Number of partitions of a topic; Faust's answer is that of the group's leader only."""
         partitions = self._thread.kafka.partitions_for_topic(topic)
         return len(partitions) if partitions else None
+
+    @property
+    def loop_of_thread(self) -> asyncio.AbstractEventLoop | None:
+        """The event loop of its thread; None: there is none yet."""
+        return getattr(self._thread, "thread_loop", None)
+
+    def reads(self) -> dict[TP, Read]:
+        """See `ConsumerThread.reads`."""
+        return self._thread.reads()
 
     async def fetch(self, partitions: list[TP], wait_ms: int, max_records: int) -> Fetched:
         """See `ConsumerThread.fetch`."""
@@ -1048,6 +1088,21 @@ class HostTable(faust.Table[Any, Any]):
     def _relative_now(self, event: Any = None) -> float:
         # Faust's is that of the newest window it has seen since it was started: 1970 to begin with.
         return time.time()
+
+
+class HostWorker(faust.Worker):
+    """The part of our `Worker` that overrides what mode's keeps private."""
+
+    def on_asked_to_stop(self, *, again: bool) -> None:
+        """By a signal; called once the stop has begun."""
+
+    def _schedule_shutdown(self, signal: Any) -> None:
+        again = self._signal_stop_time is not None
+        super()._schedule_shutdown(signal)
+        self.on_asked_to_stop(again=again)
+
+    async def _sentinel_task(self) -> None:
+        """Mode's sleeps a second before it closes the loop: measured, that was two thirds of the time of a stop."""
 
 
 class HostApp(faust.App):

@@ -27,12 +27,14 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING
 
 from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
 
 from streams_app.deadlines import discard
 from streams_app.errors import KafkaUnreachable, PartitionsLost, StoreCorrupted, StoreFailed
+from streams_app.logs import about
 from streams_app.offsets import TP, Offsets
 from streams_app.restore import READER, apply, ended, runs
 from streams_app.start import trusted_start
@@ -61,7 +63,8 @@ class Replicas:
 
     def __init__(self, app: App) -> None:
         self._app = app
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="replicas")
+        tell = partial(about, guarantee=app.guarantee)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="replicas", initializer=tell)
         self._stores: dict[TP, Store] = {}
         self._standbys: frozenset[TP] = frozenset()
         self._owned: frozenset[TP] = frozenset()
@@ -79,6 +82,16 @@ class Replicas:
         self.partition_counts: Mapping[str, int] = {}
 
     # -- Called by others.
+
+    @property
+    def is_current(self) -> bool:
+        """Whether all that is followed was at the end of its changelog."""
+        return self._followed is not None and self._current.issuperset(self._followed)
+
+    @property
+    def stores(self) -> Mapping[TP, Store]:
+        """By changelog partition; for whoever wants to know how large they are."""
+        return dict(self._stores)  # in one step: the thread opens and closes them
 
     def exchange(
         self, returned: Mapping[TP, Store], owned: Collection[TP], standbys: Collection[TP]

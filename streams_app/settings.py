@@ -18,6 +18,8 @@ GUARANTEES = ("exactly_once", "at_least_once", "at_most_once")
 #: Of a process that runs no agents: it answers by HTTP.
 NO_GUARANTEE = "none"
 SASL_MECHANISMS = ("SCRAM-SHA-512", "SCRAM-SHA-256", "PLAIN")
+#: ``auto``: for people where stderr is a terminal, JSON elsewhere.
+LOG_FORMATS = ("auto", "json", "text")
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,10 @@ class Settings:
     topic_replication: int = 1
     #: Other workers that follow each table's partition, to take it over without a restore. As many as Faust has.
     standby_replicas: int = 1
+    #: An event loop or a commit that has not moved for so long hangs, and the process is ended; 0: never.
+    hang_timeout_ms: int = 60_000
+    #: `LOG_FORMATS`.
+    log_format: str = "auto"
     #: Ids of transfers are remembered that long of the partition's record time.
     remember_ids_s: int = 24 * 60 * 60
 
@@ -110,8 +116,18 @@ class Settings:
             topic_partitions=number("STREAMS_APP_TOPIC_PARTITIONS", defaults.topic_partitions),
             topic_replication=number("STREAMS_APP_TOPIC_REPLICATION", defaults.topic_replication),
             standby_replicas=number("STREAMS_APP_STANDBY_REPLICAS", defaults.standby_replicas, least=0),
+            hang_timeout_ms=number("STREAMS_APP_HANG_TIMEOUT_MS", defaults.hang_timeout_ms, least=0),
+            log_format=_one_of(env, "STREAMS_APP_LOG_FORMAT", LOG_FORMATS),
             remember_ids_s=number("STREAMS_APP_REMEMBER_IDS_S", defaults.remember_ids_s),
         )
+
+
+def _one_of(env: Mapping[str, str], name: str, choices: tuple[str, ...]) -> str:
+    """One of ``choices``; the first is the default."""
+    text = env.get(name, "").strip().lower() or choices[0]
+    if text not in choices:
+        raise ConfigurationError(f"{name} is {text!r}; it must be one of {', '.join(choices)}")
+    return text
 
 
 S = TypeVar("S", bool, bool | None)

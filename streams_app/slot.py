@@ -52,6 +52,19 @@ class Slot:
         scratch.write_text(member_id or "")
         scratch.rename(self.folder / "member")
 
+    def check(self) -> None:
+        """Raise `SlotLost` if somebody else could take the slot: its lock file is gone, or another one."""
+        try:
+            there = os.stat(self.folder / "lock")
+        except FileNotFoundError:
+            there = None
+        held = os.fstat(self._lock.fileno())
+        if there is None or (there.st_dev, there.st_ino) != (held.st_dev, held.st_ino):
+            raise SlotLost(
+                f"the lock file of slot {self.name!r} in {self.folder} was removed while this worker held it: another "
+                "worker could take the slot, and both would fence each other"
+            )
+
     def release(self) -> None:
         """Let somebody else have the slot."""
         self._lock.close()

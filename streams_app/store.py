@@ -64,6 +64,7 @@ _WRITE_BUFFERS = WriteBufferManager(6 * _WRITE_BUFFER_BYTES, allow_stall=False)
 _RECENT_BYTES, _ROW_BYTES = 32 * 1024 * 1024, 200
 _NOT_RECENT = b"not recent"
 _NEVER_MS = 2**63
+_SIZE_PROPERTIES = ("rocksdb.total-sst-files-size", "rocksdb.cur-size-all-mem-tables", "rocksdb.estimate-num-keys")
 
 
 class Checkpoint(NamedTuple):
@@ -75,6 +76,14 @@ class Checkpoint(NamedTuple):
     written_ms: int
     #: Id of the changelog topic: a topic deleted and created again has another one.
     topic_id: str
+
+
+class Size(NamedTuple):
+    """Of a store."""
+
+    size_bytes: int
+    #: About; index entries counted.
+    keys: int
 
 
 class Store:
@@ -257,6 +266,14 @@ class Store:
             stored = self.get(key)
             current = stored is not None and stored[:TIME_BYTES] == index_key[1 : 1 + TIME_BYTES]
             yield index_key, key if current else None
+
+    def size(self) -> Size | None:
+        """How large it is, as RocksDB has it; None: it is being closed. Any thread may ask."""
+        try:
+            on_disk, in_memory, keys = (self._db.property_int_value(name) or 0 for name in _SIZE_PROPERTIES)
+        except Exception:  # noqa: BLE001 - rocksdict raises nothing narrower
+            return None
+        return Size(on_disk + in_memory, keys)
 
     def wipe(self) -> None:
         """Forget everything: the next restore starts at the beginning of the changelog."""

@@ -1,16 +1,25 @@
-"""The worker process: Kafka first (embedded, where no address is given), then topics, then Faust's worker."""
+"""The worker process: Kafka first (embedded, where no address is given), then topics, then Faust's worker.
+
+How it ends: the first SIGTERM or SIGINT has batches in hand finished and committed, the groups left, and the stores closed; a
+second one has what agents have in hand dropped, to be processed elsewhere. Whatever happens, the watchdog ends the process
+`END_WITHIN_S` after the first one. Its exit code says why it ended (`streams_app.errors.ExitCode`).
+"""
 
 from __future__ import annotations
 
 import gc
+import signal
 import socket
-from typing import TYPE_CHECKING, Any, cast
-
-import faust
+import sys
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from streams_app.commands import exit_codes
 from streams_app.embedded import EmbeddedKafka, own_kafka
+from streams_app.errors import exit_code
+from streams_app.faust_adapter import HostWorker
 from streams_app.kafka import KafkaAddress
+from streams_app.logs import configuration, wants_json
 from streams_app.overlaps import check_overlaps
 from streams_app.permissions import check_permissions
 from streams_app.provision import create_topics, required_topics, topics_of
@@ -19,14 +28,21 @@ if TYPE_CHECKING:
     from streams_app.application import App
 
 _FIRST_PORT = 6066
+#: From the first signal on, and from the second: platforms kill after 30 s.
+END_WITHIN_S, HURRIED_END_WITHIN_S = 28.0, 8.0
+#: A commit takes several steps, each of which has the transaction's time-out.
+_STEPS_OF_A_COMMIT = 6
 
 
-class Worker(faust.Worker):
+class Worker(HostWorker):
     """`faust.Worker`, with the embedded Kafka where ``KAFKA_URL`` is unset."""
+
+    _was_asked_to_stop = False
 
     def __init__(self, app: Any, *args: Any, **kwargs: Any) -> None:
         self._embedded: EmbeddedKafka | None = None
-        with exit_codes():
+        as_json = wants_json(app.settings.log_format)
+        with exit_codes(as_json=as_json):
             self._prepare(app)
         # What is loaded by now stays. A batch makes some ten thousand objects that live as long as it does, and no cycle that
         # it does not break when it ends: with Python's default of 700 allocations the collector would look through all of
@@ -34,7 +50,11 @@ class Worker(faust.Worker):
         gc.collect()
         gc.freeze()
         gc.set_threshold(50_000, 10, 20)
+        if as_json and not app.conf.logging_config:
+            kwargs["logging_config"] = configuration(kwargs.get("loglevel"), kwargs.get("logfile"))
         super().__init__(app, *args, **kwargs)
+        if as_json:
+            self.spinner = None
 
     def _prepare(self, app: Any) -> None:
         check_overlaps(app.family)
@@ -52,8 +72,56 @@ class Worker(faust.Worker):
     async def on_start(self) -> None:
         """See `faust.Worker`."""
         await super().on_start()
-        for app in cast("App", self.app).family:
+        main = cast("App", self.app)
+        for app in main.family:
             app.in_worker = True
+        self._watch(main)
+
+    def _watch(self, main: App) -> None:
+        limit_s = main.settings.hang_timeout_ms / 1000
+        if limit_s:
+            main.watchdog.watch_loop("the event loop", lambda: self.loop, limit_s)
+            for app in main.family:
+                if app.runs_here:
+                    self._watch_engine(app, limit_s)
+        main.watchdog.start()
+
+    def _watch_engine(self, app: App, limit_s: float) -> None:
+        watchdog = app.family[0].watchdog
+        watchdog.watch_loop(f"the consumer of {app.guarantee}", lambda: app.input.loop_of_thread, limit_s)
+        commit_s = max(limit_s, _STEPS_OF_A_COMMIT * app.settings.transaction_timeout_ms / 1000)
+        watchdog.watch(f"the commit of {app.guarantee}", lambda: app.engine.committing, commit_s)
+
+    def install_signal_handlers(self) -> None:
+        """See `mode.Worker`: those run in the event loop. Ours runs in any Python code, if the loop does not turn."""
+        super().install_signal_handlers()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._note_signal)
+            signal.siginterrupt(number, False)
+
+    def _note_signal(self, _number: int, _frame: FrameType | None) -> None:
+        within_s = HURRIED_END_WITHIN_S if self._was_asked_to_stop else END_WITHIN_S
+        self._was_asked_to_stop = True
+        cast("App", self.app).watchdog.end_within(within_s)
+
+    def on_asked_to_stop(self, *, again: bool) -> None:
+        """See `HostWorker`."""
+        main = cast("App", self.app)
+        if again:
+            self.log.warning("asked to end once more: what agents have in hand is dropped, to be processed again")
+            for app in main.family:
+                if app.runs_here:
+                    app.engine.hurry()
+
+    def execute_from_commandline(self) -> NoReturn:
+        """See `faust.Worker`; the exit code says why it ended."""
+        try:
+            super().execute_from_commandline()
+        except SystemExit as ended:
+            if not ended.code:
+                raise
+            # What it crashed of; or, if it did not come to that, what was being handled.
+            sys.exit(exit_code(self.crash_reason or ended.__context__))
 
     def stop_and_shutdown(self) -> None:
         """See `faust.Worker`; the embedded Kafka is left last, when all clients of it are closed."""

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -38,6 +39,13 @@ def wait_until(condition: Callable[[], object], what: str, timeout_s: float = 60
         time.sleep(0.05)
 
 
+def free_port() -> int:
+    """A port of this machine that nobody uses at the moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 class Worker:
     """A worker process of a test app."""
 
@@ -47,7 +55,7 @@ class Worker:
         self._file: IO[bytes] = self.log.open("wb")
         web = [] if "PORT" in env else ["--without-web"]
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "faust", "-A", rig.app, "worker", "-l", "info", *web],
+            rig.command("worker", "-l", "info", *web),
             env={**rig.env, "STREAMS_APP_SLOT": slot, **env},
             stdout=self._file,
             stderr=subprocess.STDOUT,
@@ -164,6 +172,24 @@ class Rig:
             if rate is not None:
                 time.sleep(max(0.0, started_s + (number + 1) / rate - time.monotonic()))
         assert self._producer.flush(30) == 0
+
+    def produce(self, topic: str, key: bytes, value: bytes) -> None:
+        """Write one record of any kind."""
+        self._producer.produce(f"{self.prefix}{topic}", value, key)
+        assert self._producer.flush(30) == 0
+
+    def generate(self, name: str, count: int) -> None:
+        """Write generated input."""
+        done = subprocess.run(self.command("generate", name, "--count", str(count)), env=self.env, check=False)
+        assert done.returncode == 0
+
+    def command(self, *arguments: str) -> list[str]:
+        """A command of the app, to be run with the environment `env`."""
+        return [sys.executable, "-m", "faust", "-A", self.app, *arguments]
+
+    def wait_for(self, topic: str, count: int) -> None:
+        """Wait until so many records of a topic are committed."""
+        wait_until(lambda: len(self.read(topic)) >= count, f"{count} records of {topic}")
 
     def read(self, topic: str, *, committed: bool = True) -> list[Message]:
         """All records of a topic."""

@@ -12,7 +12,7 @@ import aiokafka
 import pytest
 from aiokafka.consumer.fetcher import Fetcher, FetchResult, PartitionRecords
 from aiokafka.consumer.group_coordinator import GroupCoordinator
-from aiokafka.consumer.subscription_state import Assignment, SubscriptionState, TopicPartitionState
+from aiokafka.consumer.subscription_state import Assignment, Subscription, SubscriptionState, TopicPartitionState
 from aiokafka.errors import KafkaConnectionError
 from aiokafka.protocol.group import LeaveGroupRequest
 from faust import App, Stream, Table
@@ -26,6 +26,7 @@ from faust.tables.wrappers import WindowWrapper
 from faust.transport import conductor
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
+from mode import Worker
 from mode.supervisors import SupervisorStrategy
 from mode.utils.queues import FlowControlEvent, ThrowableQueue
 
@@ -63,12 +64,16 @@ PIN = Pin("group", 3, "member")
         (driver.AIOKafkaConsumerThread, "_create_client_consumer"),
         (driver.AIOKafkaConsumerThread, "_ensure_consumer"),
         (driver.Consumer, "_new_consumer_thread"),
+        (Worker, "_schedule_shutdown"),
+        (Worker, "_sentinel_task"),
         (GroupCoordinator, "_send_req"),
         (GroupCoordinator, "ensure_coordinator_known"),
         (GroupCoordinator, "reset_generation"),
         (GroupCoordinator, "_do_heartbeat"),
         (GroupCoordinator, "coordinator_dead"),
         (Assignment, "state_value"),
+        (Assignment, "tps"),
+        (Subscription, "assignment"),
         (SubscriptionState, "subscription"),
         (TopicPartitionState, "has_valid_position"),
         (TopicPartitionState, "position"),
@@ -99,6 +104,7 @@ def test_a_name_that_we_override_or_call_is_there(owner: type, name: str) -> Non
         (GroupCoordinator.__init__, "self.coordinator_id"),
         (GroupCoordinator.reset_generation, "self.request_rejoin()"),
         (TopicPartitionState.__init__, "self.lso"),
+        (TopicPartitionState.__init__, "self.highwater"),
         (aiokafka.AIOKafkaConsumer.start, "self._fetcher = Fetcher("),
         (Fetcher.__init__, "self._records = collections.OrderedDict()"),
         (Fetcher._proc_fetch_request, "self._records[tp] = FetchResult("),
@@ -106,6 +112,9 @@ def test_a_name_that_we_override_or_call_is_there(owner: type, name: str) -> Non
         (PartitionRecords._unpack_records, "consumer_record = self._consumer_record(tp, record)"),
         (SupervisorStrategy._supervisor.fun, "self._please_wakeup = None"),
         (Agent._execute_actor, "await self._on_error(self, exc)"),
+        (Worker._on_sigterm, "self._schedule_shutdown(signal.SIGTERM)"),
+        (Worker._on_sigint, "self._schedule_shutdown(signal.SIGINT)"),
+        (Worker._schedule_shutdown, "self._signal_stop_time = self.loop.time()"),
         (App._on_partitions_assigned, "await T(self.topics.on_partitions_assigned)(assigned)"),
     ],
 )

@@ -11,8 +11,10 @@ import msgspec
 import pytest
 
 from agents import analytics, ledger, sensors
-from streams_app import app, at_least_once, at_most_once
+from streams_app import app, at_least_once, at_most_once, health
 from streams_app.dead_letters import TOPIC, dead_letter
+from streams_app.errors import ExitCode
+from streams_app.metrics import EngineFigures
 from streams_app.settings import Settings
 from tables.analytics import PageView, PageViewCount
 from tables.ledger import Credit, Entry, Result, Transfer
@@ -123,6 +125,31 @@ def test_the_readme_lists_every_setting_with_its_default() -> None:
             assert listed[variable] == ("yes" if default else "no"), variable
         elif isinstance(default, int):
             assert listed[variable] == str(default), variable
+
+
+def test_the_page_on_operations_lists_every_metric_reason_and_exit_code() -> None:
+    """Whoever is called at night looks there."""
+    operations = (CHECKOUT / "docs" / "operations.md").read_text()
+    listed = {name for cell, *_ in rows(operations, 3) for name in names(cell)}
+    families = {
+        f"{family.name}_total" if family.type == "counter" else family.name for family in EngineFigures(app).collect()
+    }
+    reasons = set(re.findall(r"^``(\w+)``", health.__doc__ or "", re.MULTILINE))
+    assert listed == families | reasons
+    written = re.findall(r"^\| (\d+) \|", operations, re.MULTILINE)
+    assert written == [str(code.value) for code in ExitCode]
+
+
+def test_the_pages_of_the_contract_exist() -> None:
+    """Clients ask for them."""
+    import agents.ledger_views  # noqa: F401, PLC0415 - its pages are served by its being there
+
+    listed = {page.split()[1] for cell, _ in rows(CONTRACT, 2) for page in names(cell) if "/" in page}
+    served = {resource.canonical for resource in app.web.web_app.router.resources()}
+    assert len(listed) == 6
+    assert listed <= {
+        re.sub(r"{(\w+)}", lambda name: name[1].upper(), each).replace("ACCOUNT", "ID") for each in served
+    }
 
 
 @pytest.mark.parametrize("command", ["worker", "demo", "broker", "provision", "generate", "audit", "dead-letters"])

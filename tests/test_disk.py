@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 from pathlib import Path
 
+from streams_app.errors import ExitCode
 from tests.rig import rig
 
 #: More than the worker's log has, less than RocksDB's has after ten thousand keys.
@@ -18,7 +19,7 @@ def test_a_full_disk_ends_the_worker_with_a_sentence_and_no_event_is_blamed(kafk
         _, most = resource.prlimit(worker.pid, resource.RLIMIT_FSIZE)
         resource.prlimit(worker.pid, resource.RLIMIT_FSIZE, (_LIMIT_BYTES, most))
         made.send(60_000, keys=60_000)
-        assert worker.wait() != 0
+        assert worker.wait() == ExitCode.STORE_FAILED
         assert worker.says("Make room on the disk")
         made.worker().wait_started()
         made.wait_drained()

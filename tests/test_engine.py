@@ -16,6 +16,7 @@ from streams_app.batch import Batch
 from streams_app.engine import Engine
 from streams_app.events import Event, in_hand
 from streams_app.faust_adapter import Assignment, Fetched
+from streams_app.figures import Figures
 from streams_app.session import Pin
 from streams_app.settings import Settings
 
@@ -39,7 +40,7 @@ class Bare(Engine):
             ),
         )
         self._guarantee = cast(Any, SimpleNamespace(redelivers=True, after_trouble=lambda: None))
-        self.figures = Counter()
+        self.figures = Figures()
         self._retry_s = 0.01
         self.log = cast(Any, logging.getLogger("bare"))
         self._attempts = Counter()
@@ -133,7 +134,7 @@ async def test_trouble_that_looks_like_a_cancellation_does_not_end_the_engine() 
     engine._start_partitions, engine._work = start, work  # type: ignore[method-assign]
     await asyncio.wait_for(engine._serve(assignment), 5)
     assert len(starts) == 2
-    assert engine.figures["CancelledError"] == 1
+    assert engine.figures.troubles["cancelled_error"] == 1
 
 
 async def test_an_engine_that_is_cancelled_ends() -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from confluent_kafka import Producer
 
+from streams_app.errors import ExitCode
 from streams_app.offsets import Offsets
 from tests.rig import PARTITIONS, Rig, rig, wait_until
 
@@ -261,5 +262,5 @@ def test_a_second_live_worker_of_a_slot_is_refused(balances: Rig) -> None:
     """Two workers under one transactional id would fence each other for ever."""
     balances.worker("same").wait_started()
     other = balances.worker("same")
-    assert other.wait() != 0
+    assert other.wait() == ExitCode.SLOT_LOST
     assert other.says("is held by another live worker")

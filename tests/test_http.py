@@ -18,16 +18,10 @@ from hypothesis import strategies as st
 
 from agents.ledger_views import transfer_of
 from streams_app.web import Problem, check_may_write
-from tests.rig import Rig, Worker, rig, wait_until
+from tests.rig import Rig, Worker, free_port, rig, wait_until
 
 EVERYWHERE = "0.0.0.0"  # noqa: S104 - what a platform binds to, here in words only
 TRANSFER = {"id": "t-1", "debit_account": "external:bank", "credit_account": "alice", "amount": 500, "currency": "EUR"}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Client:

@@ -2,9 +2,11 @@
 
 import asyncio
 import os
+import time
 
 import msgspec
 
+from streams_app import metrics
 from streams_app.application import App
 
 
@@ -21,7 +23,10 @@ class Balance(msgspec.Struct):
 
 
 guarantee = os.environ.get("GUARANTEE", "exactly_once")
-app = App("balances", processing_guarantee=guarantee, autodiscover=False, web_enabled=False)
+with_web = "PORT" in os.environ
+app = App("balances", processing_guarantee=guarantee, autodiscover=False, web_enabled=with_web)
+if with_web:
+    metrics.register(app)
 entries = app.topic("entries", key_type=str, value_type=Entry)
 balances = app.topic("balances", key_type=str, value_type=Balance)
 table = app.Table("balance", key_type=str, value_type=int, default=int)
@@ -64,6 +69,9 @@ async def obey(entry):
             await balances.send(key="k", value=Balance(entry.id, 0), headers={"n": 5})
         case "no such partition":
             await balances.send(key="k", value=Balance(entry.id, 0), partition=99)
+        case "block":
+            print(f"{entry.id} blocks")
+            time.sleep(float(os.environ.get("SLEEP_S", "1.5")))  # noqa: ASYNC251 - that is the misbehaviour
         case "sleep":
             print(f"{entry.id} sleeps")
             await asyncio.sleep(float(os.environ.get("SLEEP_S", "1.5")))
