@@ -155,10 +155,12 @@ def test_last_words_that_nobody_reads_keep_no_process() -> None:
         "end_process('it hangs')\n"
     )
     reading, writing = os.pipe()
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=writing, cwd=Path(__file__).parent.parent)
     try:
-        process = subprocess.Popen([sys.executable, "-c", code], stderr=writing, cwd=Path(__file__).parent.parent)
         assert process.wait(60) == ExitCode.HUNG
     finally:
+        process.kill()
+        process.wait()
         os.close(reading)
         os.close(writing)
 
