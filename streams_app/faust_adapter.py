@@ -536,11 +536,6 @@ class Consumer(driver.Consumer):
         partitions = self._thread.kafka.partitions_for_topic(topic)
         return len(partitions) if partitions else None
 
-    @property
-    def loop_of_thread(self) -> asyncio.AbstractEventLoop | None:
-        """The event loop of its thread; None: there is none yet."""
-        return getattr(self._thread, "thread_loop", None)
-
     def reads(self) -> dict[TP, Read]:
         """See `ConsumerThread.reads`."""
         return self._thread.reads()
@@ -1036,6 +1031,15 @@ def purge(app: App, tps: Iterable[TP]) -> None:
         kept = [event for event in events if not event.withdrawn]
         events.clear()
         events.extend(kept)
+
+
+def consumer_loop(app: App) -> asyncio.AbstractEventLoop | None:
+    """The event loop of the consumer's thread; None: there is none yet. Any thread may ask.
+
+    Faust makes the consumer when it is first asked for, with what belongs to the loop of whoever asks.
+    """
+    consumer = cast(Any, app)._consumer
+    return None if consumer is None else cast("asyncio.AbstractEventLoop", consumer._thread.thread_loop)
 
 
 def leader_topic(app: App) -> str | None:

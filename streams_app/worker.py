@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 from streams_app.commands import exit_codes
 from streams_app.embedded import EmbeddedKafka, own_kafka
 from streams_app.errors import exit_code
-from streams_app.faust_adapter import HostWorker
+from streams_app.faust_adapter import HostWorker, consumer_loop
 from streams_app.kafka import KafkaAddress
 from streams_app.logs import configuration, wants_json
 from streams_app.overlaps import check_overlaps
@@ -87,10 +87,11 @@ class Worker(HostWorker):
         main.watchdog.start()
 
     def _watch_engine(self, app: App, limit_s: float) -> None:
-        watchdog = app.family[0].watchdog
-        watchdog.watch_loop(f"the consumer of {app.guarantee}", lambda: app.input.loop_of_thread, limit_s)
+        # Made here, not by the watchdog's thread, which would be the wrong one.
+        watchdog, engine = app.family[0].watchdog, app.engine
+        watchdog.watch_loop(f"the consumer of {app.guarantee}", lambda: consumer_loop(app), limit_s)
         commit_s = max(limit_s, _STEPS_OF_A_COMMIT * app.settings.transaction_timeout_ms / 1000)
-        watchdog.watch(f"the commit of {app.guarantee}", lambda: app.engine.committing, commit_s)
+        watchdog.watch(f"the commit of {app.guarantee}", lambda: engine.committing, commit_s)
 
     def install_signal_handlers(self) -> None:
         """See `mode.Worker`: those run in the event loop. Ours runs in any Python code, if the loop does not turn."""
@@ -103,6 +104,11 @@ class Worker(HostWorker):
         within_s = HURRIED_END_WITHIN_S if self._was_asked_to_stop else END_WITHIN_S
         self._was_asked_to_stop = True
         cast("App", self.app).watchdog.end_within(within_s)
+
+    def on_worker_shutdown(self) -> None:
+        """See `faust.Worker`. Also of one that crashes: a thread of it that goes on would keep the process, and its slot."""
+        cast("App", self.app).watchdog.end_within(END_WITHIN_S)
+        super().on_worker_shutdown()
 
     def on_asked_to_stop(self, *, again: bool) -> None:
         """See `HostWorker`."""

@@ -30,8 +30,9 @@ from mode import Worker
 from mode.supervisors import SupervisorStrategy
 from mode.utils.queues import FlowControlEvent, ThrowableQueue
 
+from streams_app.application import App as Ours
 from streams_app.errors import PartitionsLost, StreamsAppError, TransactionAborted
-from streams_app.faust_adapter import Assignor, ConsumerThread, _put, end_consumer
+from streams_app.faust_adapter import Assignor, ConsumerThread, _put, consumer_loop, end_consumer
 from streams_app.session import Pin
 
 PIN = Pin("group", 3, "member")
@@ -43,6 +44,7 @@ PIN = Pin("group", 3, "member")
         (App, "_new_transport"),
         (App, "_on_agent_error"),
         (App, "_stop_consumer"),
+        (App, "_consumer"),
         (App, "_update_assignment"),
         (App, "_reply_consumer"),
         (ReplyConsumer, "_start_fetcher"),
@@ -252,6 +254,13 @@ class Stopping:
 
     async def _close_client(self) -> None:
         self.closed.append("client")
+
+
+def test_who_asks_for_a_consumers_loop_makes_no_consumer() -> None:
+    """Made by the watchdog's thread, it belonged to no loop: now and then a start failed, and left an idle process."""
+    app = Ours("watched", autodiscover=False, web_enabled=False)
+    assert consumer_loop(app) is None
+    assert cast(Any, app)._consumer is None
 
 
 def test_a_consumer_ends_though_a_broker_is_down() -> None:
