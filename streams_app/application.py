@@ -15,14 +15,12 @@ from mode.utils.objects import cached_property
 from streams_app import table as tables
 from streams_app.channels import Channel
 from streams_app.engine import Engine
-from streams_app.events import Event
-from streams_app.faust_adapter import Agent, Assignor, Consumer, HostApp, Stream, Supervisor, TableManager
-from streams_app.faust_settings import as_variables, check_options
+from streams_app.faust_adapter import Consumer, HostApp, Supervisor
+from streams_app.faust_settings import as_variables, check_classes, check_options
 from streams_app.health import Health
 from streams_app.kafka import KafkaAddress
 from streams_app.provision import TopicSpec, create_topics
 from streams_app.replicas import Replicas
-from streams_app.sets import SetTable
 from streams_app.settings import GUARANTEES, Settings
 from streams_app.slot import Slot, acquire
 from streams_app.store import Store, store_path
@@ -32,6 +30,18 @@ from streams_app.web import application_options
 
 #: Changelogs keep tombstones for a day, so that a store that was away for half of that may still be trusted.
 _CHANGELOG_CONFIG = {"delete.retention.ms": str(24 * 60 * 60 * 1000)}
+#: Faust's classes that do another work here; an app may be given some that are derived from these.
+_CLASSES = {
+    "Agent": "streams_app.faust_adapter.Agent",
+    "Stream": "streams_app.faust_adapter.Stream",
+    "Event": "streams_app.events.Event",
+    "Topic": "streams_app.topics.Topic",
+    "Table": "streams_app.table.Table",
+    "SetTable": "streams_app.sets.SetTable",
+    "TableManager": "streams_app.faust_adapter.TableManager",
+    "PartitionAssignor": "streams_app.faust_adapter.Assignor",
+    "Worker": "streams_app.worker.Worker",
+}
 
 
 class App(HostApp):
@@ -54,6 +64,7 @@ class App(HostApp):
         if processing_guarantee not in GUARANTEES:
             raise ImproperlyConfigured(f"processing_guarantee={processing_guarantee!r} is none of {GUARANTEES}")
         check_options(id, options)
+        check_classes(id, options, _CLASSES)
         self.guarantee = processing_guarantee
         self.settings = settings or Settings.from_env({**as_variables(options), **os.environ})
         self._id = id
@@ -80,16 +91,8 @@ class App(HostApp):
                 "web_host": "127.0.0.1",
                 "web_application_options": application_options(self),
                 **({"web_port": self.settings.port} if self.settings.port else {}),
-                "Agent": Agent,
-                "Stream": Stream,
-                "Event": Event,
-                "Topic": Topic,
-                "Table": tables.Table,
-                "SetTable": SetTable,
-                "TableManager": TableManager,
-                "PartitionAssignor": Assignor,
                 "agent_supervisor": Supervisor,
-                "Worker": "streams_app.worker.Worker",
+                **_CLASSES,
                 **options,
             },
         )
@@ -102,6 +105,10 @@ class App(HostApp):
     ) -> None:
         """Import the modules that declare something; not the fixtures for tests, which a deployment lacks pytest for."""
         super().discover(*extra_modules, categories=categories, ignore=[*ignore, "streams_app.testing"])
+
+    def config_from_object(self, obj: Any, *, silent: bool = False, force: bool = False) -> None:
+        """Refused: it would take the place of what the guarantee needs."""
+        raise ImproperlyConfigured(f"{self._id}: config_from_object() comes too late; give the settings to App(…)")
 
     def sibling(self, guarantee: str) -> App:
         """The app of another guarantee in the same worker: its own group, tables and commit; made at the first call.

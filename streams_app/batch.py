@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 #: Kafka's own default for the size of a message, less its overhead: what is larger would abort the whole batch at produce.
 MAX_RECORD_BYTES = 1_000_000 - 512
 
+_NEVER_MS = -(1 << 62)
 #: Distinct from None, which deletes; and from any stored bytes.
 _NOT_WRITTEN = b"not written"
 
@@ -43,7 +44,7 @@ _NOT_WRITTEN = b"not written"
 class Overlay:
     """Uncommitted writes over one store."""
 
-    __slots__ = ("below", "clock_ms", "store", "topic", "writes")
+    __slots__ = ("below", "clock_ms", "closed_ms", "store", "topic", "writes")
 
     def __init__(self, store: Store, topic: str, below: Overlay | None = None) -> None:
         self.store = store
@@ -53,6 +54,8 @@ class Overlay:
         #: Key to stored bytes; None deletes. The last write of a key wins, so a hot key costs one changelog record.
         self.writes: dict[bytes, bytes | None] = {}
         self.clock_ms: int = store.clock_ms if below is None else below.clock_ms
+        #: Up to which end windows were looked for that have closed; see `streams_app.closing`.
+        self.closed_ms: int = _NEVER_MS if below is None else below.closed_ms
 
     def get(self, key: bytes) -> bytes | None:
         """The stored bytes of ``key`` as the batch sees them."""

@@ -312,6 +312,8 @@ class Engine(Service):
         started = await self._in_thread(self._start, assignment, inputs, changelogs)
         self._show_stores(changelogs)
         self._positions = {TP(*tp): offset for tp, offset in started.positions.items()}
+        for table in self.app.transactional_tables():
+            await table.call_recover_callbacks()
         await self._rewind()
         self.log.info(
             "%d partitions started in %.2f s, %d records restored (%s, generation %d)",

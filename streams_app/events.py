@@ -59,6 +59,11 @@ class Event(faust.Event):
                 batch.wake()
         return True
 
+    async def __aexit__(self, kind: Any = None, error: Any = None, trace: Any = None) -> None:
+        """``async with event`` acknowledges it at its end; Faust's does so even for one whose agent raised."""
+        if kind is None:
+            self.ack()
+
     @property
     def undone(self) -> list[Event]:
         """This event, and what its agent has in hand with it, as far as they are not acknowledged."""

@@ -27,6 +27,7 @@ from collections.abc import (
 from concurrent.futures import CancelledError
 from contextlib import AbstractContextManager, aclosing, nullcontext
 from functools import partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, NoReturn, TypeAlias, TypeVar, cast
 
 import aiokafka
@@ -44,10 +45,10 @@ from faust.agents import Agent as FaustAgent
 from faust.agents.replies import ReplyConsumer as FaustReplyConsumer
 from faust.assignor.partition_assignor import PartitionAssignor
 from faust.exceptions import ImproperlyConfigured, Skip
-from faust.streams import _current_event
+from faust.streams import _current_event, maybe_forward
 from faust.tables.manager import TableManager as FaustTableManager
 from faust.transport.drivers import aiokafka as driver
-from faust.types import TP, Message
+from faust.types import TP, FieldDescriptorT, Message
 from faust.types.windows import WindowRange
 from mode.services import Service
 from mode.supervisors import OneForOneSupervisor
@@ -778,6 +779,17 @@ class Agent(FaustAgent):
     async def _execute_actor(self, coro: Awaitable[None], aref: Any) -> None:
         await super()._execute_actor(self._endless(coro), aref)
 
+    async def _replace_actor(self, service: Any, index: int) -> Any:
+        """Start again what raised, over a new stream that reads on from the old one's channel.
+
+        Faust's gives it the old stream, with the processors that it has added: it adds them once more, and each event is
+        echoed twice. And what it had made of the stream, by ``group_by`` or ``through``, it would not find again.
+        """
+        channel = await service.stream.hand_over()
+        actor = await self._start_one(index=index, active_partitions=service.active_partitions, channel=channel)
+        cast(Stream, actor.stream).inherit(service.stream)
+        return actor
+
     async def _endless(self, coro: Awaitable[None]) -> None:
         try:
             await coro
@@ -813,6 +825,10 @@ class Stream(faust.Stream[Any]):
     """
 
     _iteration: object = None
+    #: Its agent was started again, over another stream with the same channel.
+    _is_over = False
+    #: What the streams read that the agent had made of its stream before it was started again, by topic or channel.
+    _inherited: Mapping[Any, Any] = MappingProxyType({})
     #: What the agent went on without acknowledging, and some that it has acknowledged since.
     _held: list[Event]
 
@@ -975,6 +991,80 @@ class Stream(faust.Stream[Any]):
                 await self.stop()
                 self.service_reset()
 
+    async def hand_over(self) -> Any:
+        """End this stream and all that was made of it; gives the channel, for who goes on."""
+        root = cast(Stream, self.get_root_stream())
+        for each in root._iter_ll_forwards():
+            cast(Stream, each)._is_over = True
+        await root.stop()
+        return root.channel
+
+    def inherit(self, other: Stream) -> None:
+        """Go on with what the streams read that were made of the ``other`` one."""
+        derived = list(cast(Stream, other.get_root_stream())._iter_ll_forwards())[1:]
+        self._inherited = {_source(each.channel): each.channel for each in derived}
+
+    def _chain(self, *, channel: Any, **kwargs: Any) -> Any:
+        """As Faust's; but a topic that was read before goes on to be read from the same queue, or nobody would empty that."""
+        known = self._inherited.get(_source(channel))
+        if known is not None:
+            cast(Any, self.app.topics)._topics.discard(channel)
+            channel = known
+        chained = super()._chain(channel=channel, **kwargs)
+        cast(Stream, chained)._inherited = self._inherited
+        return chained
+
+    def _channel_stop_iteration(self, channel: Any) -> None:
+        if not self._is_over:
+            super()._channel_stop_iteration(channel)
+
+    async def _passive_drainer(self, channel: Any, declare: bool = False) -> None:
+        """Work as part of another stream, which ``through`` or ``group_by`` made of this one.
+
+        Faust's ends when a processor raises, and tells that other stream, whose event is another one: the one at fault would
+        be in nobody's hand for ever, and with it its partition.
+        """
+        try:
+            if declare:
+                await channel.maybe_declare()
+            self._passive_started.set()
+            await self.maybe_start()  # or it would be stopped, and this task with it, by an iteration that fails
+            while not self.should_stop:
+                try:
+                    async with aclosing(self._iterate(lambda _event, value: value)) as events:
+                        async for _ in events:
+                            pass
+                except Exception as error:  # noqa: BLE001 - the engine judges it, as that of an agent
+                    cast("App", self.app).engine.on_agent_error(str(self), error)
+                    await asyncio.sleep(_RESTART_PAUSE_S)
+        finally:
+            self._channel_stop_iteration(channel)
+            self._passive = False
+
+    async def _format_key(self, key: Any, value: Any) -> Any:
+        """The new key of a value; what finding it raises is an error of the event, which Faust's logs and skips."""
+        return key.getattr(value) if isinstance(key, FieldDescriptorT) else await maybe_async(key(value))
+
+    def echo(self, *channels: Any) -> Any:
+        """As Faust's, which does not look at what became of its sends."""
+        targets = [self.derive_topic(each) if isinstance(each, str) else each for each in channels]
+
+        async def echoing(value: Any) -> Any:
+            for target in targets:
+                await maybe_forward(value, target)
+            return value
+
+        self.add_processor(echoing)
+        return self
+
+    def combine(self, *nodes: Any, **kwargs: Any) -> NoReturn:
+        """Refused, and so is ``&``."""
+        raise refused_join("combine() and & of streams")
+
+    def _join(self, join_strategy: Any) -> NoReturn:
+        """Refused: `join`, `left_join`, `inner_join` and `outer_join` come here."""
+        raise refused_join("joins of streams")
+
     def _hold(self, event: Event) -> None:
         """The agent wants the next event before it is through with this one, which it acknowledges some other time."""
         event.hold()
@@ -995,6 +1085,20 @@ class Stream(faust.Stream[Any]):
             return await self.on_merge(value)
         except Skip:
             return self._skipped_value
+
+
+def _source(channel: Any) -> Any:
+    """What an iterator over a channel iterates over: names of topics, or the channel in memory."""
+    topics = getattr(channel, "topics", None)
+    return tuple(topics) if topics else getattr(channel, "_root", channel)
+
+
+def refused_join(what: str) -> ImproperlyConfigured:
+    """What to raise for joins, none of which Faust has ever finished."""
+    return ImproperlyConfigured(
+        f"{what} would hold events back that nothing remembers: keep what came from one topic in a table, and let the agent "
+        "of the other topic, keyed alike, look it up"
+    )
 
 
 def _fail(events: Iterable[Event]) -> None:
@@ -1069,6 +1173,19 @@ class HostTable(faust.Table[Any, Any]):
     def stream_time(self, event: Any) -> float:
         """The timestamp of an event's record, as Faust's ``relative_to_stream`` has it."""
         return float(self._relative_event(event))
+
+    @property
+    def tells_closed(self) -> bool:
+        """Whether somebody wants to hear of windows that close."""
+        return self._on_window_close is not None or type(self).on_window_close is not faust.Table.on_window_close
+
+    def combine(self, *nodes: Any, **kwargs: Any) -> NoReturn:
+        """Refused, and so is ``&``."""
+        raise refused_join("combine() and & of tables")
+
+    def _join(self, join_strategy: Any) -> NoReturn:
+        """Refused: `join`, `left_join`, `inner_join` and `outer_join` come here."""
+        raise refused_join("joins of tables")
 
     def _should_expire_keys(self) -> bool:
         # Faust's clean-up of windows would write outside of transactions: rows expire with a batch.

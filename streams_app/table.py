@@ -15,10 +15,12 @@ from faust.exceptions import ImproperlyConfigured
 from faust.types import TP
 
 from streams_app.batch import MAX_RECORD_BYTES, Batch, Overlay, check_size
+from streams_app.closing import OpenWindows, run_at_once
 from streams_app.codecs import Codec, key_codec, value_codec
 from streams_app.errors import DeadBatchError, NotHere, StoreCorrupted, StoreFailed
 from streams_app.events import Event, current_batch, in_hand
 from streams_app.faust_adapter import HostTable, Rows
+from streams_app.faust_settings import check_table_options
 from streams_app.partitioning import partition_of
 from streams_app.store import TIME_BYTES, Store
 from streams_app.windows import CLOCK_ROW, WINDOW_BYTES, TimeWindow, WindowedTable, WindowKeys, to_ms
@@ -145,7 +147,8 @@ class TableData:
         event = in_hand.get()
         if event is None or event.batch is None:
             raise TypeError(
-                f"table {self._table} was written outside of an agent; send an event to an agent that writes it"
+                f"table {self._table} was written outside of an agent; send an event to an agent that writes it. In a test, "
+                "run the agent by run_agent, of streams_app.testing"
             )
         raise ImproperlyConfigured(
             f"table {self._table} is kept by {self._app.conf.id}, and an agent of {event.app.conf.id} wrote it; send an "
@@ -196,7 +199,18 @@ class TableData:
                 f"table {self._table} has no partition {tp.partition} here, for an event of {tp.topic}: "
                 f"{tp.topic} and {self._changelog} must have the same number of partitions"
             )
+        if self._app.started:
+            self._check_partitions(tp.topic)
         return Overlay(store, self._changelog, below)
+
+    def _check_partitions(self, topic: str) -> None:
+        app = cast("App", self._app)
+        counts = app.partitions_of(topic), app.partitions_of(self._changelog)
+        if counts[0] and counts[0] != counts[1]:
+            raise ImproperlyConfigured(
+                f"{topic} has {counts[0]} partitions, and {self._changelog}, the changelog of table {self._table}, has "
+                f"{counts[1]}: with the same number of partitions a key lies in one place"
+            )
 
 
 def _in_hand() -> Event:
@@ -220,6 +234,10 @@ class WindowedData(TableData):
         self._window = window
         self._rows = WindowKeys(window, self._keys)
         self._keys = Codec(self._rows.encode, self._rows.decode)
+        self._tell = table.tell_closed if table.tells_closed else None
+        #: By the id of its store; for the stores of one start of partitions.
+        self._open: dict[int, OpenWindows] = {}
+        self._open_of: object = None
 
     def set(self, key: Any, value: Any) -> None:
         """Refused; see `write`."""
@@ -249,9 +267,47 @@ class WindowedData(TableData):
             row_key, stored = self._rows.row_key(key, start_ms), self._values.encode(value)
             check_size(self._changelog, row_key, stored)
             writes[row_key] = stored
+        opened = None if self._tell is None else self._open_windows(overlay)
         stamp = overlay.time(time_ms) if self._skip else b""
         for row_key, stored in writes.items():
             overlay.writes[row_key] = stamp + stored
+            if opened is not None:
+                opened.add(row_key)
+        if opened is not None:
+            self._close(overlay, opened)
+
+    def _open_windows(self, overlay: Overlay) -> OpenWindows:
+        """Those of the overlay's store, which may have changed hands between two starts of partitions."""
+        if self._open_of is not self.partitions:
+            self._open, self._open_of = {}, self.partitions
+        opened = self._open.get(id(overlay.store))
+        if opened is None:
+            try:
+                opened = OpenWindows.of(overlay, self._rows.are_in, self._rows.end_ms)
+            except (StoreCorrupted, StoreFailed) as error:
+                raise _hopeless(error) from error
+            self._open[id(overlay.store)] = opened
+        return opened
+
+    def _close(self, overlay: Overlay, opened: OpenWindows) -> None:
+        """Tell of the windows that the last write has closed."""
+        assert self._window.expires_ms is not None
+
+        def tell(row_key: bytes, stored: bytes) -> None:
+            assert self._tell is not None
+            overlay.writes[row_key] = None
+            # Its time may have been the newest, see `__delitem__`.
+            overlay.writes[CLOCK_ROW] = overlay.time(0) + CLOCK_ROW
+            try:
+                self._tell(self._rows.decode(row_key), self._values.decode(stored[self._skip :]))
+            except BaseException:
+                overlay.writes[row_key] = stored
+                raise
+
+        try:
+            opened.close(overlay, self._window.expires_ms, tell)
+        except (StoreCorrupted, StoreFailed) as error:
+            raise _hopeless(error) from error
 
     def newest_ms(self) -> int:
         """The record time of the event's partition, as its batch sees it; 0 before the first."""
@@ -291,9 +347,13 @@ class Table(HostTable):
     def __init__(
         self, app: faust.App, *, expires_s: float | None = None, everywhere: bool = False, **kwargs: Any
     ) -> None:
-        if kwargs.get("on_window_close") is not None:
-            raise ImproperlyConfigured(f"table {kwargs.get('name')}: on_window_close is not supported yet")
+        check_table_options(kwargs)
+        schema = kwargs.get("schema")
+        for name in ("key_type", "value_type"):
+            kwargs[name] = kwargs.get(name) or getattr(schema, name, None)
         super().__init__(app, **kwargs)
+        for name in ("key_serializer", "value_serializer"):
+            setattr(self, name, getattr(schema, name, None) or getattr(self, name))
         self.expires_s = expires_s
         self.is_everywhere = everywhere
         #: Whether this process follows the partitions that it does not hold.
@@ -317,7 +377,13 @@ class Table(HostTable):
 
     async def on_start(self) -> None:
         """Make sure that the changelog topic exists; the engine opens the stores."""
+        if self.tells_closed and self.window is None:
+            raise ImproperlyConfigured(f"table {self.name} has on_window_close, and no windows; give it tumbling()")
         await self.changelog_topic.maybe_declare()
+
+    def tell_closed(self, key: Any, value: Any) -> None:
+        """Call ``on_window_close``; see `streams_app.closing`."""
+        run_at_once(self.name, self.on_window_close(key, value))
 
     def __getitem__(self, key: Any) -> Any:
         view = self.data if self._view is None else self._view
@@ -375,6 +441,10 @@ class Table(HostTable):
             raise ImproperlyConfigured(f"table {self.name}: expires_s is for tables without windows; give them expires")
         self.window = TimeWindow.of(self.name, window)
         self.expires_s = self.window.kept_s
+        if self.tells_closed and self.expires_s is None:
+            raise ImproperlyConfigured(
+                f"table {self.name}: on_window_close needs expires; without, no window ever closes"
+            )
         self._view = None
         # The changelog stays compacted only. Faust would let the broker delete what is older than `expires` by the clock:
         # with a backlog of old events, rows that are needed.

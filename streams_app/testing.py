@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from uuid import uuid4
 
 import msgspec
@@ -32,6 +32,9 @@ from streams_app.kafka import KafkaAddress
 from streams_app.session import Output, Pin, header_pairs
 from streams_app.store import Store, store_path
 
+if TYPE_CHECKING:
+    from streams_app.outbox import Outbox
+
 _STARTED = b"partitions started"
 
 
@@ -42,6 +45,16 @@ class Sent(NamedTuple):
     key: Any
     value: Any
     headers: Mapping[str, Any] = {}
+
+
+class _Box:
+    """Where outputs go that do not wait for the commit."""
+
+    def __init__(self) -> None:
+        self.outputs: list[Output] = []
+
+    def produce(self, output: Output) -> None:
+        self.outputs.append(output)
 
 
 class AgentRun:
@@ -60,8 +73,7 @@ class AgentRun:
 
     async def __aenter__(self) -> AgentRun:
         self.app.flow_control.resume()
-        self._stream = self.app.stream(self.agent.channel)
-        self._begin()
+        self._begin(self.agent.channel)
         return self
 
     async def __aexit__(
@@ -93,7 +105,10 @@ class AgentRun:
             Exception: whatever the agent raised; then nothing of the event took effect.
             UndecodableError: the worker would set the record aside, the agent does not see it.
         """
-        batch = Batch(Pin("test", 1, "test"))
+        box = None if self.app.guarantee == "exactly_once" else _Box()
+        batch = Batch(
+            Pin("test", 1, "test"), cast("Outbox | None", box), redelivers=self.app.guarantee != "at_most_once"
+        )
         event = self._event(batch, key, value, partition, time.time() if timestamp is None else timestamp, headers)
         for table in self.app.transactional_tables():
             table.data.partitions[partition] = self._store(table, partition)
@@ -101,9 +116,11 @@ class AgentRun:
         await self._stream.channel.queue.put(event)
         await self._settled(batch)
         self._commit(batch)
-        return [self._came_out(output) for output in (*batch.outputs, *batch.set_aside.values())]
+        outputs = batch.outputs if box is None else box.outputs
+        return [self._came_out(output) for output in (*outputs, *batch.set_aside.values())]
 
-    def _begin(self) -> None:
+    def _begin(self, channel: Any) -> None:
+        self._stream = self.app.stream(channel)
         self._task = asyncio.ensure_future(self._work())
 
     async def _work(self) -> None:
@@ -149,7 +166,7 @@ class AgentRun:
         if self._task.done():
             error = self._task.exception() or RuntimeError("the agent ended; agents loop over their stream for ever")
             batch.drop()
-            self._begin()
+            self._begin(await self._stream.hand_over())
             raise error
 
     def _commit(self, batch: Batch) -> None:

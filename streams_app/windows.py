@@ -227,6 +227,11 @@ class WindowKeys:
         start_ms, _ = _BOUNDS.unpack(row_key[-WINDOW_BYTES:])
         return self.own_key(row_key[:-WINDOW_BYTES]), self._window.range_of(start_ms)
 
+    def end_ms(self, row_key: bytes) -> int:
+        """Where the window of a row ends, exclusive."""
+        end_ms: int = _BOUNDS.unpack(row_key[-WINDOW_BYTES:])[1]
+        return end_ms
+
     def own_key(self, key: bytes) -> Any:
         """The key without window."""
         return self._keys.decode(key)

@@ -317,10 +317,10 @@ class Rig:
 
         wait_until(consumed, "all input consumed", timeout_s)
 
-    def changelog(self) -> dict[bytes, bytes]:
+    def changelog(self, topic: str = "balances-balance-changelog") -> dict[bytes, bytes]:
         """The fold of the table's changelog."""
         fold: dict[bytes, bytes] = {}
-        for message in self.read("balances-balance-changelog"):
+        for message in self.read(topic):
             if message.value() is None:
                 fold.pop(message.key(), None)
             else:

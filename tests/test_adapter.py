@@ -20,7 +20,9 @@ from faust.agents import Agent
 from faust.agents.replies import ReplyConsumer
 from faust.assignor.leader_assignor import LeaderAssignor
 from faust.assignor.partition_assignor import PartitionAssignor
+from faust.channels import Channel
 from faust.streams import _current_event, current_event
+from faust.tables.base import Collection
 from faust.tables.manager import TableManager
 from faust.tables.wrappers import WindowWrapper
 from faust.transport import conductor
@@ -52,6 +54,14 @@ PIN = Pin("group", 3, "member")
         (ReplyConsumer, "_reply_topic"),
         (PartitionAssignor, "_group_co_subscribed"),
         (Stream, "_channel_stop_iteration"),
+        (Stream, "_passive_drainer"),
+        (Stream, "_format_key"),
+        (Stream, "_chain"),
+        (Stream, "_join"),
+        (Stream, "_iter_ll_forwards"),
+        (Agent, "_replace_actor"),
+        (Agent, "_start_one"),
+        (Table, "_join"),
         (Table, "_should_expire_keys"),
         (Table, "_apply_window_op"),
         (Table, "_set_windowed"),
@@ -94,6 +104,14 @@ def test_a_name_that_we_override_or_call_is_there(owner: type, name: str) -> Non
         (Stream.__init__, "self._active_agens"),
         (Stream.__init__, "self._processors"),
         (Stream.__init__, "self._skipped_value"),
+        (Stream._enable_passive, "self._passive_drainer(channel, declare)"),
+        (Stream.on_start, "await self._passive_started.wait()"),
+        (Stream.group_by, "format_key = self._format_key"),
+        (Stream.group_by, "self._chain(channel=channel_it)"),
+        (Stream.through, "self._chain(channel=channel_it)"),
+        (Collection.__init__, "self._on_window_close"),
+        (Channel.__init__, "self._root"),
+        (conductor.Conductor.__init__, "self._topics"),
         (ThrowableQueue.__init__, "self._errors"),
         (conductor.Conductor.__init__, "self._tp_index"),
         (conductor.Conductor._update_tp_index, "tp_index[tp].add(topic)"),

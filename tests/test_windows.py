@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
 import shutil
@@ -112,6 +113,18 @@ class Partition:
             self.changelog += written
             self.store.publish(overlay.writes, stale, len(self.changelog) - 1)
         self._begin()
+
+    def commit_below(self) -> None:
+        """As `commit`, and the next batch has begun over it before."""
+        below = self.batch
+        self.batch = Batch(Pin("group", 1, "member"))
+        self.batch.over(below)
+        self.take(0).batch = self.batch
+        self.table.data._overlay()
+        self.batch, filled = below, self.batch
+        self.commit()
+        filled.over(None)
+        self.batch = filled
 
     def abort(self) -> None:
         """Drop the batch."""
@@ -488,6 +501,153 @@ def test_rows_of_windows_of_another_size_are_not_taken_for_these(partition: Make
     assert list(other) == []
 
 
+# Windows that close.
+
+
+class Told:
+    """What ``on_window_close`` was told, of committed batches and of the one in hand."""
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[str, float, int]] = []
+
+    def __call__(self, key: tuple[str, tuple[float, float]], value: int) -> None:
+        page, window = key
+        self.rows.append((page, window[0] - NOW_S, value))
+
+
+def told_minutes(told: Callable[..., Any]) -> Any:
+    return minutes(on_window_close=told)
+
+
+def test_who_asks_is_told_of_each_window_once_when_it_closes(partition: Make) -> None:
+    """Final counts go out exactly once, and to nobody before they are final."""
+    told = Told()
+    views = partition(told_minutes(told))
+    views.clock_s = NOW_S + 10 * HOUR_S
+    for page, at in ("b", NOW_S), ("a", NOW_S), ("a", NOW_S + 1), ("a", NOW_S + MINUTE_S), ("a", NOW_S + HOUR_S + 59):
+        views.view(page, at)
+    assert told.rows == []
+    views.view("a", NOW_S + HOUR_S + MINUTE_S)
+    assert told.rows == [("a", 0.0, 2), ("b", 0.0, 1)]
+    views.commit()
+    views.view("a", NOW_S + HOUR_S + 2 * MINUTE_S)
+    views.commit()
+    assert told.rows[2:] == [("a", MINUTE_S, 1)]
+    assert {at - NOW_S for _, at in views.rows()} == {HOUR_S, HOUR_S + MINUTE_S, HOUR_S + 2 * MINUTE_S}
+    views.take(NOW_S)
+    with pytest.raises(ValueError, match="is closed"):
+        views.views["a"] += 1
+
+
+@pytest.mark.parametrize("again", [Partition.abort, Partition.reopen, Partition.restore])
+def test_what_was_told_in_a_batch_that_did_not_commit_is_told_again(
+    partition: Make, again: Callable[[Partition], None]
+) -> None:
+    """What the callback sent went with the batch: untold, the final count of the window would be lost."""
+    told = Told()
+    views = partition(told_minutes(told))
+    views.clock_s = NOW_S + 10 * HOUR_S
+    views.view("a", NOW_S)
+    views.commit()
+    for _ in range(2):
+        views.view("a", NOW_S + 2 * HOUR_S)
+        assert told.rows.pop() == ("a", 0.0, 1)
+        again(views)
+    views.view("a", NOW_S + 2 * HOUR_S)
+    views.commit()
+    views.view("a", NOW_S + 2 * HOUR_S)
+    assert told.rows == [("a", 0.0, 1)]
+
+
+def test_a_callback_that_raises_fails_the_event_and_is_called_again(partition: Make) -> None:
+    """The window is told when the event is delivered again, and so are those behind it."""
+    told, fails = Told(), [True]
+
+    def callback(key: Any, value: int) -> None:
+        if key[0] == "b" and fails.pop():
+            raise ValueError("not now")
+        told(key, value)
+
+    views = partition(told_minutes(callback))
+    views.clock_s = NOW_S + 10 * HOUR_S
+    for page in "abc":
+        views.view(page, NOW_S)
+    views.commit()
+    with pytest.raises(ValueError, match="not now"):
+        views.view("a", NOW_S + 2 * HOUR_S)
+    # At most once, the batch commits all the same.
+    fails.append(False)
+    views.view("a", NOW_S + 3 * HOUR_S)
+    assert [page for page, *_ in told.rows] == ["a", "b", "c"]
+
+
+async def test_what_a_callback_sends_belongs_to_the_event(partition: Make) -> None:
+    """A coroutine may send, as sends are done at once; it cannot wait for anything else."""
+    topic = an_app().topic("closed", key_type=str, value_type=int)
+
+    async def send(key: Any, value: int) -> None:
+        await (await topic.send(key=key[0], value=value))
+
+    views = partition(told_minutes(send))
+    views.clock_s = NOW_S + 10 * HOUR_S
+    views.view("a", NOW_S)
+    views.view("a", NOW_S + 2 * HOUR_S)
+    assert [(output.key, output.value) for output in views.batch.outputs] == [(b"a", b"1")]
+
+    async def sleep(key: Any, value: int) -> None:
+        await asyncio.sleep(0)
+
+    other = partition(told_minutes(sleep))
+    other.clock_s = NOW_S + 10 * HOUR_S
+    other.view("a", NOW_S)
+    with pytest.raises(ImproperlyConfigured, match="takes time"):
+        other.view("a", NOW_S + 2 * HOUR_S)
+
+
+async def test_a_table_without_windows_has_none_that_close() -> None:
+    with pytest.raises(ImproperlyConfigured, match="no windows"):
+        await declared(on_window_close=print).on_start()
+
+
+@given(st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 400), st.sampled_from("..cpr")), max_size=60))
+def test_each_window_is_told_once_with_its_last_count_whatever_is_dropped(steps: list[tuple[str, int, str]]) -> None:
+    """Of all that commits: the counts of closed windows are those that were told, and no row of theirs is left.
+
+    Steps: a view, then nothing, a commit, a commit over which the next batch is filled, or a drop.
+    """
+    told = Told()
+    with tempfile.TemporaryDirectory() as folder:
+        views = Partition(Path(folder), told_minutes(told))
+        views.clock_s = NOW_S + 10 * HOUR_S
+        with clock_of(views):
+            kept, counts, committed = 0, Counter[tuple[str, float]](), Counter[tuple[str, float]]()
+            for page, minute, then in steps:
+                start_s = minute * MINUTE_S
+                views.take(NOW_S + start_s)
+                newest = views.views.newest()
+                if newest and start_s + MINUTE_S <= newest.timestamp() - NOW_S - HOUR_S:
+                    continue
+                views.views[page] += 1
+                counts[page, start_s] += 1
+                if then == "c":
+                    views.commit()
+                    kept, committed = len(told.rows), counts.copy()
+                elif then == "p":
+                    views.commit_below()
+                    kept, committed = len(told.rows), counts.copy()
+                elif then == "r":
+                    views.abort()
+                    del told.rows[kept:]
+                    counts = committed.copy()
+            views.commit()
+            newest_s = views.store.clock_ms / 1000 - NOW_S
+            closed = {row: count for row, count in counts.items() if row[1] + MINUTE_S <= newest_s - HOUR_S}
+            assert Counter({row[:2]: row[2] for row in told.rows}) == Counter(closed)
+            assert len(told.rows) == len(closed)
+            assert {(page, at - NOW_S) for page, at in views.rows()} == counts.keys() - closed.keys()
+            views.store.close()
+
+
 # What a declaration may say.
 
 
@@ -495,8 +655,8 @@ def test_what_is_not_supported_is_refused_at_once() -> None:
     """Half working windows are worse than none."""
     with pytest.raises(ImproperlyConfigured, match="SlidingWindow"):
         declared().using_window(SlidingWindow(1, 1, 1))
-    with pytest.raises(ImproperlyConfigured, match="on_window_close"):
-        declared(on_window_close=print)
+    with pytest.raises(ImproperlyConfigured, match="on_window_close needs expires"):
+        declared(on_window_close=print).tumbling(60)
     with pytest.raises(ImproperlyConfigured, match="SlidingWindow"):
         declared(window=SlidingWindow(1, 1, 1))
     with pytest.raises(ImproperlyConfigured, match="give them expires"):

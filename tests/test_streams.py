@@ -1,0 +1,204 @@
+"""What agents do with their streams, without Kafka: what is refused, and what stock Faust does twice, or loses."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import faust
+import msgspec
+import pytest
+from faust.exceptions import ImproperlyConfigured
+from faust.types import AgentT
+
+from streams_app.application import App
+from streams_app.errors import DeadBatchError
+from streams_app.settings import GUARANTEES, Settings
+from streams_app.testing import AgentRun, Sent
+
+Runner = Callable[[AgentT[Any]], AgentRun]
+
+
+class Entry(msgspec.Struct):
+    id: int
+
+
+def an_app(guarantee: str = "exactly_once") -> App:
+    return App("streams", settings=Settings.from_env({}), processing_guarantee=guarantee, autodiscover=False)
+
+
+@pytest.mark.parametrize("guarantee", GUARANTEES)
+@pytest.mark.parametrize(
+    "join",
+    [
+        lambda stream, table: stream & stream,
+        lambda stream, table: stream.combine(table),
+        lambda stream, table: table & stream,
+        lambda stream, table: stream.join(),
+        lambda stream, table: stream.left_join(),
+        lambda stream, table: stream.outer_join(),
+        lambda stream, table: table.inner_join(),
+    ],
+)
+async def test_joins_are_refused(run_agent: Runner, guarantee: str, join: Callable[[Any, Any], Any]) -> None:
+    """Faust has never finished them: each event would fail, and be set aside."""
+    app = an_app(guarantee)
+    table = app.Table("joined")
+
+    @app.agent(app.topic("in", value_type=Entry))
+    async def agent(stream):
+        async for _ in join(stream, table):
+            pass
+
+    with pytest.raises(ImproperlyConfigured, match="keep what came from one topic in a table"):
+        async with run_agent(agent) as running:
+            await running.send("k", Entry(1))
+
+
+async def test_asking_exactly_once_is_refused(run_agent: Runner) -> None:
+    """The question leaves with the commit, which waits for the answer: for ever. `cast` works."""
+    app = an_app()
+    asked = app.topic("asked", key_type=str, value_type=Entry)
+
+    @app.agent(asked)
+    async def tell(stream):
+        async for entry in stream:
+            yield entry.id
+
+    @app.agent(app.topic("in", key_type=str, value_type=Entry))
+    async def agent(stream):
+        async for entry in stream:
+            if entry.id == 1:
+                await tell.ask(entry)
+            if entry.id == 2:
+                await tell.join([entry])
+            if entry.id == 3:
+                async for _ in tell.map([entry]):
+                    pass
+            await tell.cast(entry)
+
+    async with run_agent(agent) as running:
+        for number in 1, 2, 3:
+            with pytest.raises(ImproperlyConfigured, match="under exactly_once"):
+                await running.send("k", Entry(number))
+        assert await running.send("k", Entry(4)) == [Sent("asked", None, Entry(4))]
+
+
+async def test_an_agent_that_is_started_again_echoes_once(run_agent: Runner) -> None:
+    """Started over the stream that it had, it adds its processors a second time."""
+    app = an_app()
+    echoes = app.topic("echoes", value_type=Entry)
+
+    @app.agent(app.topic("in", value_type=Entry))
+    async def agent(stream):
+        async for entry in stream.filter(lambda entry: entry.id != 3).echo(echoes):
+            if entry.id == 1:
+                raise ValueError("fails")
+
+    async with run_agent(agent) as running:
+        for _ in range(2):
+            with pytest.raises(ValueError, match="fails"):
+                await running.send("k", Entry(1))
+        assert await running.send("k", Entry(2)) == [Sent("echoes", None, Entry(2))]
+        assert await running.send("k", Entry(3)) == []
+
+
+async def test_an_echo_that_cannot_be_sent_fails_its_event(run_agent: Runner) -> None:
+    """Faust's does not look: the echo would be lost, and nobody would know."""
+    app = an_app()
+    echoes = app.topic("echoes", value_type=str)
+
+    @app.agent(app.topic("in", value_type=str))
+    async def agent(stream):
+        stream.add_processor(lambda value: value * 2_000_000)
+        async for _ in stream.echo(echoes):
+            pass
+
+    async with run_agent(agent) as running:
+        with pytest.raises(ValueError, match="bytes"):
+            await running.send("k", "x")
+
+
+async def test_what_groups_by_a_key_that_cannot_be_found_fails(run_agent: Runner) -> None:
+    """Faust's logs the error and skips the event: lost, and its offset is committed."""
+    app = an_app()
+    stream: Any = app.stream(app.topic("in"))
+
+    def key(value: object) -> str:
+        raise LookupError("no key")
+
+    with pytest.raises(LookupError):
+        await stream._format_key(key, 1)
+
+
+@pytest.mark.parametrize("fails", [True, False])
+async def test_an_event_is_acknowledged_at_the_end_of_its_block_if_that_did_not_raise(
+    run_agent: Runner, fails: bool
+) -> None:
+    """``async with event`` is how an agent that acknowledges itself does it; Faust's does so for one that failed, too."""
+    app = an_app()
+
+    @app.agent(app.topic("in", value_type=Entry))
+    async def agent(stream):
+        async for event in stream.noack().events():
+            async with event:
+                if fails:
+                    raise ValueError("fails")
+
+    async with run_agent(agent) as running:
+        if fails:
+            with pytest.raises(ValueError, match="fails"):
+                await running.send("k", Entry(1))
+        else:
+            await asyncio.wait_for(running.send("k", Entry(1)), 10)
+
+
+@pytest.mark.parametrize("guarantee", GUARANTEES)
+async def test_the_event_in_hand_is_the_current_one(run_agent: Runner, guarantee: str) -> None:
+    """Also in a function that knows nothing of streams; and in a task that was left behind it is nobody's to use any more."""
+    app = an_app(guarantee)
+    out = app.topic("out", value_type=Entry)
+    late: list[asyncio.Task[None]] = []
+    over = asyncio.Event()
+
+    async def send_late() -> None:
+        await over.wait()
+        await out.send(value=Entry(0))
+
+    async def helper() -> None:
+        event = faust.current_event()
+        assert event is not None
+        await event.send(out)
+        late.append(asyncio.create_task(send_late()))
+
+    @app.agent(app.topic("in", value_type=Entry))
+    async def agent(stream):
+        async for _ in stream:
+            await helper()
+
+    async with run_agent(agent) as running:
+        [sent] = await running.send("k", Entry(1), headers={"h": b"1"})
+        assert (sent.topic, sent.headers) == ("out", {"h": b"1"})
+        over.set()
+        with pytest.raises(DeadBatchError, match="leaves behind"):
+            await late[0]
+
+
+async def test_fausts_own_test_context_works() -> None:
+    """Tests that an app brings along go on to run; its events are of no batch, so tables need `run_agent`."""
+    app = an_app()
+    table = app.Table("sums", default=int)
+
+    @app.agent(app.topic("in", key_type=str, value_type=Entry))
+    async def double(stream):
+        async for entry in stream:
+            if entry.id == 7:
+                table["k"] += 1
+            yield 2 * entry.id
+
+    async with double.test_context() as agent:
+        await agent.put(Entry(4))
+        assert agent.results[0] == 8
+        with pytest.raises(TypeError, match="run_agent"):
+            await agent.put(Entry(7))
