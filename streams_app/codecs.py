@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from decimal import Decimal
 from typing import Any, NamedTuple
 
 import msgspec
-from faust.exceptions import KeyDecodeError, ValueDecodeError
+from faust.exceptions import ImproperlyConfigured, KeyDecodeError, ValueDecodeError
+from faust.types import ModelT
+from msgspec.inspect import CustomType, type_info
+
+#: What Faust's codecs make besides its models; None is what JSON says.
+_OF_FAUST = (None, int, float, Decimal, str, bytes)
 
 
 class UndecodableError(Exception):
@@ -83,21 +89,57 @@ def key_codec(app: Any, kind: Any, serializer: Any = None) -> Codec:
     return Codec(encode, decode)
 
 
+def is_plain(serializer: Any) -> bool:
+    """Whether a value is JSON, as where nothing else is said."""
+    return serializer in {None, "json"}
+
+
+def is_of_msgspec(kind: Any) -> bool:
+    """Whether values of ``kind`` are msgspec's to read and write: structs, dataclasses, ``list[int]``.
+
+    Raises:
+        ImproperlyConfigured: msgspec does not know it either.
+    """
+    if is_struct(kind):
+        return True
+    if kind in _OF_FAUST or is_model(kind):
+        return False
+    if isinstance(type_info(kind), CustomType):
+        raise ImproperlyConfigured(
+            f"value_type={kind!r} is neither a msgspec.Struct nor a faust.Record, nor what JSON has; each value would be "
+            "refused"
+        )
+    return True
+
+
+def is_model(kind: Any) -> bool:
+    """Whether ``kind`` is a model of Faust's."""
+    return isinstance(kind, type) and issubclass(kind, ModelT)
+
+
 def value_codec(app: Any, kind: Any, serializer: Any = None) -> Codec:
-    """Values: structs, and whole numbers, as JSON by msgspec, others by Faust's ``serializer``."""
-    if is_struct(kind) or (kind is int and serializer in {None, "json"}):
+    """Values: by msgspec what is its own, and whole numbers; bytes as they are; others by Faust's ``serializer``."""
+    if serializer is None and kind is bytes:
+        return Codec(bytes, bytes)
+    by_msgspec = is_of_msgspec(kind)
+    if is_plain(serializer) and (by_msgspec or kind is int):
         return struct_codec(kind)
 
     def encode(value: Any) -> bytes:
-        data: bytes | None = app.serializers.dumps_value(kind, value, serializer=serializer)
+        payload = msgspec.to_builtins(value) if by_msgspec else value
+        data: bytes | None = app.serializers.dumps_value(kind, payload, serializer=serializer)
         if data is None:
             raise TypeError("a value cannot be None; delete the key instead")
         return data
 
     def decode(data: bytes) -> Any:
         try:
-            return app.serializers.loads_value(kind, data, serializer=serializer)
+            payload = app.serializers.loads_value(None if by_msgspec else kind, data, serializer=serializer)
         except ValueDecodeError as error:
             raise UndecodableError("malformed", str(error)) from error
+        try:
+            return msgspec.convert(payload, kind) if by_msgspec else payload
+        except msgspec.ValidationError as error:
+            raise UndecodableError("invalid", str(error)) from error
 
     return Codec(encode, decode)

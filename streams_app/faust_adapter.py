@@ -1004,8 +1004,9 @@ class Stream(faust.Stream[Any]):
         derived = list(cast(Stream, other.get_root_stream())._iter_ll_forwards())[1:]
         self._inherited = {_source(each.channel): each.channel for each in derived}
 
-    def _chain(self, *, channel: Any, **kwargs: Any) -> Any:
+    def _chain(self, **kwargs: Any) -> Any:
         """As Faust's; but a topic that was read before goes on to be read from the same queue, or nobody would empty that."""
+        channel = kwargs.pop("channel")
         known = self._inherited.get(_source(channel))
         if known is not None:
             cast(Any, self.app.topics)._topics.discard(channel)

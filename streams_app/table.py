@@ -7,6 +7,7 @@ outside (a web view, a timer) only committed values are seen, and nothing can be
 from __future__ import annotations
 
 from collections.abc import Iterator, KeysView, ValuesView
+from copy import copy
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, cast
 
@@ -348,7 +349,8 @@ class Table(HostTable):
         self, app: faust.App, *, expires_s: float | None = None, everywhere: bool = False, **kwargs: Any
     ) -> None:
         check_table_options(kwargs)
-        schema = kwargs.get("schema")
+        # A copy: Faust writes the serializers of a changelog into its schema, which topics may have, too.
+        schema = kwargs["schema"] = copy(kwargs.get("schema"))
         for name in ("key_type", "value_type"):
             kwargs[name] = kwargs.get(name) or getattr(schema, name, None)
         super().__init__(app, **kwargs)

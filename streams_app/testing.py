@@ -99,7 +99,8 @@ class AgentRun:
     ) -> list[Sent]:
         """Let the agent process one event, and commit it; gives what it sent.
 
-        Key and value are those of the agent's topic, or the bytes of a record. ``timestamp`` is in seconds since 1970.
+        Key and value are those of the agent's topic, or the bytes of a record; None is no value, as in a tombstone.
+        ``timestamp`` is in seconds since 1970.
 
         Raises:
             Exception: whatever the agent raised; then nothing of the event took effect.
@@ -141,11 +142,12 @@ class AgentRun:
         headers: Mapping[str, Any] | None,
     ) -> Event:
         topic: Any = self.agent.channel
-        key_bytes, value_bytes = topic.encode_message(key, value)
+        key_bytes, value_bytes = topic.encode_message(key, b"" if value is None else value)
         at, self._sent = self._sent, self._sent + 1
         name = topic.get_topic_name()
         tp = TP(name, partition)
-        record = (name, partition, at, timestamp_s, 0, header_pairs(headers), key_bytes, value_bytes, None)
+        content = key_bytes, None if value is None else value_bytes
+        record = (name, partition, at, timestamp_s, 0, header_pairs(headers), *content, None)
         message = Message(*record, tp=tp)
         batch.consumed[tp] = at + 1
         key, value = topic.decode_message(message)

@@ -12,7 +12,18 @@ from faust.exceptions import ImproperlyConfigured
 from faust.types import FutureMessage, Message, PendingMessage, RecordMetadata
 
 from streams_app.batch import Batch
-from streams_app.codecs import NOT_QUICKLY, Codec, UndecodableError, encode_struct, is_struct, key_codec, value_codec
+from streams_app.codecs import (
+    NOT_QUICKLY,
+    Codec,
+    UndecodableError,
+    encode_struct,
+    is_model,
+    is_of_msgspec,
+    is_plain,
+    is_struct,
+    key_codec,
+    value_codec,
+)
 from streams_app.events import current_batch, in_hand
 from streams_app.faust_adapter import record_metadata
 from streams_app.session import Output, header_pairs
@@ -74,6 +85,20 @@ class Topic(faust.Topic):
             value_codec(self.app, schema.value_type, schema.value_serializer),
         )
 
+    @cached_property
+    def _plain_values(self) -> bool:
+        """Whether values are JSON."""
+        return is_plain(getattr(self.schema, "value_serializer", None))
+
+    @cached_property
+    def _of_msgspec(self) -> bool:
+        return is_of_msgspec(getattr(self.schema, "value_type", None))
+
+    @cached_property
+    def _needs_value(self) -> bool:
+        kind = getattr(self.schema, "value_type", None)
+        return is_struct(kind) or is_model(kind)
+
     def decode_message(self, message: Message) -> tuple[Any, Any]:
         """Key and value of a record.
 
@@ -83,8 +108,10 @@ class Topic(faust.Topic):
         keys, values = self._codecs
         key = None if message.key is None else keys.decode(message.key)
         if message.value is None:
-            if is_struct(getattr(self.schema, "value_type", None)):
-                raise UndecodableError("malformed", "the record has no value")
+            if not self.allow_empty and self._needs_value:
+                raise UndecodableError(
+                    "malformed", "the record has no value; who wants it declares the topic allow_empty"
+                )
             return key, None
         return key, values.decode(message.value)
 
@@ -114,8 +141,12 @@ class Topic(faust.Topic):
         self, value: Any, value_serializer: Any = None, schema: Any = None, headers: Any = None
     ) -> tuple[Any, Any]:
         """Structs by msgspec, everything else by Faust's codecs."""
-        if isinstance(value, msgspec.Struct) and value_serializer is None and schema is None:
-            return encode_struct(value), headers
+        if isinstance(value, msgspec.Struct) or (
+            self._of_msgspec and not isinstance(value, bytes) and value is not None
+        ):
+            if value_serializer is None and schema is None and self._plain_values:
+                return encode_struct(value), headers
+            value = msgspec.to_builtins(value)
         return super().prepare_value(value, value_serializer, schema, headers)
 
     async def send(
@@ -142,6 +173,7 @@ class Topic(faust.Topic):
                 and not codecs
                 and isinstance(value, msgspec.Struct)
                 and self._text_keys
+                and self._plain_values
             ):
                 batch.send_plain(self._name, key.encode(), encode_struct(value))  # the most frequent case
             else:
