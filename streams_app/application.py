@@ -40,6 +40,7 @@ _CLASSES = {
     "SetTable": "streams_app.sets.SetTable",
     "TableManager": "streams_app.faust_adapter.TableManager",
     "PartitionAssignor": "streams_app.faust_adapter.Assignor",
+    "Router": "streams_app.faust_adapter.Router",
     "Worker": "streams_app.worker.Worker",
 }
 

@@ -27,9 +27,10 @@ from collections.abc import (
 from concurrent.futures import CancelledError
 from contextlib import AbstractContextManager, aclosing, nullcontext
 from functools import partial
-from types import MappingProxyType
+from types import MappingProxyType, SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, NoReturn, TypeAlias, TypeVar, cast
 
+import aiohttp
 import aiokafka
 import faust
 import msgspec
@@ -43,8 +44,9 @@ from confluent_kafka import KafkaException
 from confluent_kafka import Producer as ConfluentProducer
 from faust.agents import Agent as FaustAgent
 from faust.agents.replies import ReplyConsumer as FaustReplyConsumer
+from faust.app.router import Router as FaustRouter
 from faust.assignor.partition_assignor import PartitionAssignor
-from faust.exceptions import ImproperlyConfigured, Skip
+from faust.exceptions import ImproperlyConfigured, SameNode, Skip
 from faust.streams import _current_event, maybe_forward
 from faust.tables.manager import TableManager as FaustTableManager
 from faust.transport.drivers import aiokafka as driver
@@ -57,7 +59,7 @@ from mode.utils.futures import maybe_async
 from mode.utils.objects import cached_property
 
 from streams_app.codecs import UndecodableError
-from streams_app.errors import PartitionsLost, TransactionAborted
+from streams_app.errors import NotHere, PartitionsLost, TransactionAborted
 from streams_app.events import Event, current_batch, in_hand
 from streams_app.logs import about
 from streams_app.partitioning import partition_of
@@ -776,6 +778,15 @@ class Agent(FaustAgent):
             )
         return batch.holding()
 
+    async def slurp(self, stream: Any, results: AsyncIterator[Any]) -> None:
+        """Answer with what an actor over ``stream`` yields, and give it to the sinks."""
+        await self._slurp(cast(Any, SimpleNamespace(stream=stream)), results)
+
+    async def _reply(self, key: Any, value: Any, reply_to: str, correlation_id: str) -> None:
+        # Faust's codecs know no structs: whoever asked gets what JSON has of them.
+        answer = msgspec.to_builtins(value) if isinstance(value, msgspec.Struct) else value
+        await super()._reply(key, answer, reply_to, correlation_id)
+
     async def _execute_actor(self, coro: Awaitable[None], aref: Any) -> None:
         await super()._execute_actor(self._endless(coro), aref)
 
@@ -1162,6 +1173,38 @@ def record_metadata(topic: str, partition: int, offset: int, timestamp: float | 
         timestamp=timestamp,
         timestamp_type=0,
     )
+
+
+class Router(FaustRouter):
+    """Sends a request for a table's key to the worker that holds it; nobody answers for what he does not hold.
+
+    Faust's takes the key as the changelog's serializer writes it, not as the events that write it are keyed; and while a
+    partition is on its way between two workers, its new owner would answer as if the key were not there.
+    """
+
+    @classmethod
+    def _get_serialized_key(cls, table: Any, key: Any) -> bytes:
+        return cast(bytes, table.data.key_bytes(key))
+
+    async def route_req(self, table_name: str, key: Any, web: Any, request: Any) -> Any:
+        try:
+            return await super().route_req(table_name, key, web, request)
+        except SameNode:
+            table = cast("App", self.app).tables[table_name]
+            if self._partition(table, key) not in cast(Any, table).data.partitions:
+                raise NotHere(
+                    f"that part of the table {table_name} is on its way to this worker; ask again soon"
+                ) from None
+            raise
+        except aiohttp.ClientError as error:
+            raise NotHere(
+                f"the worker that holds that part of the table {table_name} does not answer: {error}"
+            ) from error
+
+    def _partition(self, table: Any, key: Any) -> int:
+        topic = self._get_table_topic(table)
+        partition: int = self.app.producer.key_partition(topic, self._get_serialized_key(table, key)).partition
+        return partition
 
 
 class HostTable(faust.Table[Any, Any]):

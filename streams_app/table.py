@@ -240,6 +240,10 @@ class WindowedData(TableData):
         self._open: dict[int, OpenWindows] = {}
         self._open_of: object = None
 
+    def key_bytes(self, key: Any) -> bytes:
+        """The key, without a window, as it is stored."""
+        return self._rows.own_bytes(key)
+
     def set(self, key: Any, value: Any) -> None:
         """Refused; see `write`."""
         raise TypeError(
@@ -443,6 +447,11 @@ class Table(HostTable):
             raise ImproperlyConfigured(f"table {self.name}: expires_s is for tables without windows; give them expires")
         self.window = TimeWindow.of(self.name, window)
         self.expires_s = self.window.kept_s
+        if self.tells_closed and cast("App", self.app).guarantee == "at_most_once":
+            raise ImproperlyConfigured(
+                f"table {self.name}: at most once there is no on_window_close: what it has sent, and the deletion of the "
+                "window, are in no transaction, so that after a crash it might send it again"
+            )
         if self.tells_closed and self.expires_s is None:
             raise ImproperlyConfigured(
                 f"table {self.name}: on_window_close needs expires; without, no window ever closes"

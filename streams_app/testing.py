@@ -13,7 +13,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
@@ -28,6 +28,7 @@ from streams_app.batch import Batch
 from streams_app.commit import expire_all
 from streams_app.embedded import EmbeddedKafka, free_port
 from streams_app.events import Event
+from streams_app.faust_adapter import Agent
 from streams_app.kafka import KafkaAddress
 from streams_app.session import Output, Pin, header_pairs
 from streams_app.store import Store, store_path
@@ -63,7 +64,7 @@ class AgentRun:
     def __init__(self, agent: AgentT[Any], folder: Path) -> None:
         self.agent = agent
         self.app: Any = agent.app
-        #: What the agent yielded.
+        #: What the agent yielded; it went to the sinks, and to whoever asked.
         self.results: list[Any] = []
         self._folder = folder
         self._stores: dict[tuple[str, int], Store] = {}
@@ -129,8 +130,12 @@ class AgentRun:
         if inspect.isawaitable(running):
             await running
         else:
-            async for result in running:
-                self.results.append(result)
+            await cast(Agent, self.agent).slurp(self._stream, self._noted(cast("AsyncIterator[Any]", running)))
+
+    async def _noted(self, results: AsyncIterator[Any]) -> AsyncIterator[Any]:
+        async for result in results:
+            self.results.append(result)
+            yield result
 
     def _event(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from functools import cached_property, partial
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import faust
 import msgspec
@@ -27,6 +27,9 @@ from streams_app.codecs import (
 from streams_app.events import current_batch, in_hand
 from streams_app.faust_adapter import record_metadata
 from streams_app.session import Output, header_pairs
+
+if TYPE_CHECKING:
+    from streams_app.application import App
 
 _OFFSET_UNKNOWN = -1
 
@@ -148,6 +151,13 @@ class Topic(faust.Topic):
                 return encode_struct(value), headers
             value = msgspec.to_builtins(value)
         return super().prepare_value(value, value_serializer, schema, headers)
+
+    def derive_topic(self, *, prefix: str = "", **options: Any) -> Any:
+        """As Faust's, for ``group_by`` and names; these begin with the settings' prefix, wherever Faust puts it."""
+        derived: Any = super().derive_topic(prefix=prefix, **options)
+        own = cast("App", self.app).settings.kafka_prefix
+        derived.topics = [f"{own}{prefix}{name.removeprefix(prefix).removeprefix(own)}" for name in derived.topics]
+        return derived
 
     async def send(
         self,

@@ -220,7 +220,7 @@ class WindowKeys:
 
     def row_key(self, key: Any, start_ms: int) -> bytes:
         """The row's key of ``key`` in the window that begins at ``start_ms``."""
-        return self._keys.encode(key) + _BOUNDS.pack(start_ms, start_ms + self._window.size_ms)
+        return self.own_bytes(key) + _BOUNDS.pack(start_ms, start_ms + self._window.size_ms)
 
     def decode(self, row_key: bytes) -> tuple[Any, WindowRange]:
         """The inverse of `encode`."""
@@ -231,6 +231,10 @@ class WindowKeys:
         """Where the window of a row ends, exclusive."""
         end_ms: int = _BOUNDS.unpack(row_key[-WINDOW_BYTES:])[1]
         return end_ms
+
+    def own_bytes(self, key: Any) -> bytes:
+        """The bytes of a key without window."""
+        return self._keys.encode(key)
 
     def own_key(self, key: bytes) -> Any:
         """The key without window."""

@@ -11,11 +11,11 @@ import subprocess
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 from uuid import uuid4
 
 from confluent_kafka import Consumer, IsolationLevel, Message, Producer, TopicPartition
@@ -191,6 +191,15 @@ class Rig:
         """Wait until so many records of a topic are committed."""
         wait_until(lambda: len(self.read(topic)) >= count, f"{count} records of {topic}")
 
+    def put(
+        self, topic: str, records: Iterable[tuple[str, dict[str, Any]]], headers: dict[str, str] | None = None
+    ) -> None:
+        """Write records, pairs of key and value as JSON, to any topic."""
+        for key, value in records:
+            self._producer.produce(self.prefix + topic, json.dumps(value).encode(), key.encode(), headers=headers)
+            self._producer.poll(0)
+        assert self._producer.flush(30) == 0
+
     def read(self, topic: str, *, committed: bool = True) -> list[Message]:
         """All records of a topic."""
         level = "read_committed" if committed else "read_uncommitted"
@@ -292,24 +301,29 @@ class Rig:
         assert 0 <= lost <= self.reported()
         return lost, self.reported()
 
-    def committed(self) -> dict[tuple[str, int], Committed]:
-        """The group's offsets of the input."""
-        offsets = Offsets(self.config, f"{self.prefix}balances")
-        return offsets.stable([(f"{self.prefix}entries", p) for p in range(PARTITIONS)], lambda _: None)
+    def _input(self, topics: Iterable[str]) -> list[tuple[str, int]]:
+        return [(f"{self.prefix}{topic}", partition) for topic in topics for partition in range(PARTITIONS)]
+
+    def committed(
+        self, topics: Iterable[str] = ("entries",), group: str = "balances"
+    ) -> dict[tuple[str, int], Committed]:
+        """The group's offsets of its input."""
+        return Offsets(self.config, f"{self.prefix}{group}").stable(self._input(topics), lambda _: None)
 
     def reported(self) -> int:
         """The most that was lost, as the offsets of at most once say."""
         claims = [(Claim.parse(each.metadata), each.offset) for each in self.committed().values()]
         return sum(claim.reported(offset) for claim, offset in claims if claim is not None and offset is not None)
 
-    def wait_consumed(self, timeout_s: float = 60.0) -> None:
+    def wait_consumed(
+        self, timeout_s: float = 60.0, topics: Collection[str] = ("entries",), group: str = "balances"
+    ) -> None:
         """Wait until the group has committed all input, and says that nothing is in hand."""
-        ends = Offsets(self.config, f"{self.prefix}balances").high_watermarks(
-            [(f"{self.prefix}entries", p) for p in range(PARTITIONS)]
-        )
 
         def consumed() -> bool:
-            for tp, each in self.committed().items():
+            # Before the offsets: what comes in meanwhile is for the next look.
+            ends = Offsets(self.config, f"{self.prefix}{group}").high_watermarks(self._input(topics))
+            for tp, each in self.committed(topics, group).items():
                 claim = Claim.parse(each.metadata)
                 if each.offset != ends[tp] or (claim is not None and claim.began != each.offset):
                     return False

@@ -19,6 +19,7 @@ from faust import App, Stream, Table
 from faust.agents import Agent
 from faust.agents.replies import ReplyConsumer
 from faust.assignor.leader_assignor import LeaderAssignor
+from faust.app.router import Router
 from faust.assignor.partition_assignor import PartitionAssignor
 from faust.channels import Channel
 from faust.streams import _current_event, current_event
@@ -61,7 +62,11 @@ PIN = Pin("group", 3, "member")
         (Stream, "_iter_ll_forwards"),
         (Agent, "_replace_actor"),
         (Agent, "_start_one"),
+        (Agent, "_slurp"),
+        (Agent, "_reply"),
         (Table, "_join"),
+        (Router, "_get_serialized_key"),
+        (Router, "_get_table_topic"),
         (Table, "_should_expire_keys"),
         (Table, "_apply_window_op"),
         (Table, "_set_windowed"),

@@ -23,7 +23,7 @@ _WORKS = frozenset(
     agent_supervisor autodiscover blocking_timeout broker_client_id broker_request_timeout cache canonical_url
     consumer_auto_offset_reset consumer_max_fetch_size debug env_prefix HttpClient id_format key_serializer LeaderAssignor
     logging_config loghandlers Monitor origin processing_guarantee reply_create_topic reply_expires reply_to reply_to_prefix
-    Router Schema Serializers timezone topic_allow_declare topic_disable_leader value_serializer version web
+    Schema Serializers timezone topic_allow_declare topic_disable_leader value_serializer version web
     web_application_options web_bind web_cors_options web_enabled web_graph_enabled web_host web_in_thread web_metrics_enabled
     web_router_enabled web_ssl_context web_stats_enabled web_tables_enabled web_transport worker_redirect_stdouts
     worker_redirect_stdouts_level

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -55,4 +56,22 @@ def test_at_most_once_holds_however_an_agent_looks_at_its_stream(kafka_url: str,
         loops.send(300, rate=300)
         loops.wait_consumed()
         loops.check_at_most_once()
+        loops.stop()
+
+
+def test_isolated_partitions_outlive_failures_and_rebalances(kafka_url: str, tmp_path: Path) -> None:
+    """Stock Faust forgets the topic of an agent that was started again, at the next rebalance."""
+    with rig(kafka_url, tmp_path, LOOP="isolated") as loops:
+        loops.app = "tests.apps.loops"
+        loops.worker("one").wait_started()
+        loops.send(200, orders=dict.fromkeys(range(0, 200, 20), "fail once"))
+        loops.wait_drained()
+        guest = loops.worker("two").wait_started()
+        loops.send(200, orders=dict.fromkeys(range(0, 200, 20), "fail once"), rate=400)
+        loops.wait_drained()
+        guest.signal(signal.SIGTERM)
+        assert guest.wait() == 0
+        loops.send(200)
+        loops.wait_drained()
+        loops.check()
         loops.stop()

@@ -85,6 +85,34 @@ async def test_asking_exactly_once_is_refused(run_agent: Runner) -> None:
         assert await running.send("k", Entry(4)) == [Sent("asked", None, Entry(4))]
 
 
+class Answer(faust.Record):
+    id: int
+
+
+@pytest.mark.parametrize("guarantee", GUARANTEES)
+@pytest.mark.parametrize("answer", [7, Entry(7), Answer(7)])
+async def test_what_an_agent_yields_goes_to_sinks_and_to_who_asked(
+    run_agent: Runner, guarantee: str, answer: Any
+) -> None:
+    """With the event that it answers, and in the form in which Faust's agents expect it."""
+    app = an_app(guarantee)
+    copies, told = app.topic("copies", value_type=type(answer)), []
+
+    @app.agent(app.topic("in", key_type=str, value_type=Entry), sink=[told.append, copies])
+    async def tell(stream):
+        async for _ in stream:
+            yield answer
+
+    async with run_agent(tell) as running:
+        asked = {"Faust-Ag-ReplyTo": b"answers", "Faust-Ag-CorrelationId": b"one"}
+        reply, copy = await running.send("k", Entry(1), headers=asked)
+    assert told == [answer]
+    assert (copy.topic, copy.value) == ("copies", answer)
+    content = reply.value
+    assert (reply.topic, content.correlation_id, content.key) == ("answers", "one", "k")
+    assert content.value == 7 or content.value["id"] == 7
+
+
 async def test_an_agent_that_is_started_again_echoes_once(run_agent: Runner) -> None:
     """Started over the stream that it had, it adds its processors a second time."""
     app = an_app()
