@@ -227,6 +227,21 @@ def test_a_restore_waits_for_open_transactions_below_its_end(corner: Corner, out
     assert store.get(b"k0") == (b"open" if outcome == "commit" else b"v0")
 
 
+def test_a_restore_goes_on_behind_what_was_deleted(corner: Corner) -> None:
+    """Where a changelog loses its beginning before it was read, stock Faust reads from its end, and waits for ever."""
+    topic = f"{corner.name}-cut"
+    for future in corner.admin.create_topics([NewTopic(topic, 1, 1, config={"cleanup.policy": "delete"})]).values():
+        future.result(30)
+    corner.produce(topic, 10)
+    for future in corner.admin.delete_records([TopicPartition(topic, 0, 6)]).values():
+        future.result(30)
+    store = corner.store()
+    restore(corner.config, {(topic, 0): store}, {(topic, 0): 0}, {(topic, 0): 10}, lambda _: None, lambda: False)
+    assert [key for key, _ in store.items()] == [b"k6", b"k7", b"k8", b"k9"]
+    assert store.checkpoint is not None
+    assert store.checkpoint.offset == 9
+
+
 def test_a_restore_can_be_cancelled(corner: Corner) -> None:
     """A rebalance in the middle of a long restore would hold up the whole group."""
     session = corner.session(f"{corner.name}-open")

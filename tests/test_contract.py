@@ -170,11 +170,11 @@ def test_nothing_in_the_engine_knows_an_agent() -> None:
         assert not re.search(r"^\s*(from|import) agents\b", module.read_text(), re.MULTILINE), module.name
 
 
-def test_each_test_that_the_traps_name_exists() -> None:
+@pytest.mark.parametrize(("document", "fewest"), [("traps.md", 20), ("migration.md", 10)])
+def test_each_test_that_a_document_names_exists(document: str, fewest: int) -> None:
     """A trap without its test will catch us again."""
-    traps = (CHECKOUT / "docs" / "traps.md").read_text()
-    found = re.findall(r"`(test_\w+\.py)::(\w+)", traps)
-    assert len(found) > 20
+    found = re.findall(r"`(test_\w+\.py)::(\w+)", (CHECKOUT / "docs" / document).read_text())
+    assert len(found) > fewest
     for file, test in found:
         assert f"def {test}(" in (CHECKOUT / "tests" / file).read_text(), test
 
