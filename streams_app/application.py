@@ -111,6 +111,21 @@ class App(HostApp):
         """Refused: it would take the place of what the guarantee needs."""
         raise ImproperlyConfigured(f"{self._id}: config_from_object() comes too late; give the settings to App(…)")
 
+    def LiveCheck(self, **kwargs: Any) -> Any:
+        """Refused: an app of stock Faust's would run beside this one."""
+        raise ImproperlyConfigured(
+            f"{self._id}: LiveCheck has no guarantee; `audit --follow` looks at what was committed"
+        )
+
+    def stream(self, channel: Any, *args: Any, **kwargs: Any) -> Any:
+        """As Faust's; refused where nobody reads topics."""
+        if self.started and not self.runs_here and isinstance(channel, Topic):
+            raise ImproperlyConfigured(
+                f"{self.conf.id} runs no agents in this process, so nothing would ever come from {channel}; make what reads "
+                "it an agent"
+            )
+        return super().stream(channel, *args, **kwargs)
+
     def sibling(self, guarantee: str) -> App:
         """The app of another guarantee in the same worker: its own group, tables and commit; made at the first call.
 

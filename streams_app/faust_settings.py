@@ -101,8 +101,7 @@ TABLE_REFUSED: Mapping[str, str] = {
     "agent write",
     "synchronize_all_active_partitions": "declare it with app.GlobalTable()",
     "is_global": "declare it with app.GlobalTable()",
-    "recovery_buffer_size": _GONE,
-    "standby_buffer_size": _GONE,
+    "changelog_topic": "a changelog is named after its table, and compacted; give the table another name",
     "options": "all tables of a process share one cache and its bounds",
 }
 _STORES = ("memory", "rocksdb")

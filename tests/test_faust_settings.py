@@ -91,6 +91,28 @@ def test_a_config_object_is_refused() -> None:
         App("one").config_from_object("settings")
 
 
+def test_a_live_check_is_refused() -> None:
+    """It would run under stock Faust's promises."""
+    with pytest.raises(ImproperlyConfigured, match="audit --follow"):
+        App("one").LiveCheck()
+
+
+def test_a_stream_that_nothing_would_come_to_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An app without agents joins no group: its task would wait for ever, and say nothing."""
+    app = App("one")
+    topic = app.topic("in")
+    monkeypatch.setattr(App, "started", True)
+    with pytest.raises(ImproperlyConfigured, match="make what reads it"):
+        topic.stream()
+
+    @app.agent(topic)
+    async def read(stream):
+        async for _ in stream:
+            pass
+
+    assert topic.stream()
+
+
 def test_older_names_of_settings_are_understood() -> None:
     """Stock Faust takes them, and an app that says them relies on it."""
     app = App("one", commit_interval=0.5, default_partitions=3)
