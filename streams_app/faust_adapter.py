@@ -788,7 +788,7 @@ class Agent(FaustAgent):
         await super()._reply(key, answer, reply_to, correlation_id)
 
     async def _execute_actor(self, coro: Awaitable[None], aref: Any) -> None:
-        await super()._execute_actor(self._endless(coro), aref)
+        await super()._execute_actor(self._endless(coro, aref), aref)
 
     async def _replace_actor(self, service: Any, index: int) -> Any:
         """Start again what raised, over a new stream that reads on from the old one's channel.
@@ -799,9 +799,22 @@ class Agent(FaustAgent):
         channel = await service.stream.hand_over()
         actor = await self._start_one(index=index, active_partitions=service.active_partitions, channel=channel)
         cast(Stream, actor.stream).inherit(service.stream)
+        for tp in [tp for tp, each in self._actor_by_partition.items() if each is service]:
+            self._actor_by_partition[tp] = actor
         return actor
 
-    async def _endless(self, coro: Awaitable[None]) -> None:
+    async def on_isolated_partitions_revoked(self, revoked: set[TP]) -> None:
+        """Stop their actors, whose channels get no events from here on.
+
+        Faust's forgets a channel when its iteration ends, and so that of an agent that raised: at the next rebalance nobody
+        would read its partition, while one that was cancelled would still be given what it must not have.
+        """
+        actors = [self._actor_by_partition.get(tp) for tp in revoked]
+        await super().on_isolated_partitions_revoked(revoked)
+        for actor in filter(None, actors):
+            cast(Any, self.app.topics)._topics.discard(actor.stream.channel)
+
+    async def _endless(self, coro: Awaitable[None], aref: Any) -> None:
         try:
             await coro
         except asyncio.CancelledError as error:
@@ -809,7 +822,7 @@ class Agent(FaustAgent):
             if self.should_stop or (task is not None and task.cancelling()):
                 raise
             raise RuntimeError("the agent awaited something that was cancelled") from error
-        if not (self.should_stop or self.app.should_stop):
+        if not (self.should_stop or self.app.should_stop or aref.should_stop):
             raise RuntimeError("the agent ended, while its stream goes on; agents loop over their stream for ever")
 
 
@@ -836,8 +849,6 @@ class Stream(faust.Stream[Any]):
     """
 
     _iteration: object = None
-    #: Its agent was started again, over another stream with the same channel.
-    _is_over = False
     #: What the streams read that the agent had made of its stream before it was started again, by topic or channel.
     _inherited: Mapping[Any, Any] = MappingProxyType({})
     #: What the agent went on without acknowledging, and some that it has acknowledged since.
@@ -995,7 +1006,6 @@ class Stream(faust.Stream[Any]):
             _fail(held if event is None else [*held, event])
             raise
         finally:
-            self._channel_stop_iteration(self.channel)
             # When an agent raises, its generator is finalised at some later time: by then the agent may have been started
             # again and iterate anew, over this same stream.
             if started_here and self._iteration is this:
@@ -1005,8 +1015,6 @@ class Stream(faust.Stream[Any]):
     async def hand_over(self) -> Any:
         """End this stream and all that was made of it; gives the channel, for who goes on."""
         root = cast(Stream, self.get_root_stream())
-        for each in root._iter_ll_forwards():
-            cast(Stream, each)._is_over = True
         await root.stop()
         return root.channel
 
@@ -1025,10 +1033,6 @@ class Stream(faust.Stream[Any]):
         chained = super()._chain(channel=channel, **kwargs)
         cast(Stream, chained)._inherited = self._inherited
         return chained
-
-    def _channel_stop_iteration(self, channel: Any) -> None:
-        if not self._is_over:
-            super()._channel_stop_iteration(channel)
 
     async def _passive_drainer(self, channel: Any, declare: bool = False) -> None:
         """Work as part of another stream, which ``through`` or ``group_by`` made of this one.
@@ -1050,7 +1054,6 @@ class Stream(faust.Stream[Any]):
                     cast("App", self.app).engine.on_agent_error(str(self), error)
                     await asyncio.sleep(_RESTART_PAUSE_S)
         finally:
-            self._channel_stop_iteration(channel)
             self._passive = False
 
     async def _format_key(self, key: Any, value: Any) -> Any:

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from faust.exceptions import ImproperlyConfigured
 from faust.types import TP, Message
 
 from streams_app.batch import Batch
@@ -39,7 +40,7 @@ class Bare(Engine):
                 topics=SimpleNamespace(_tp_index=defaultdict(set, {INPUT: {Hashed(channel)}})),
             ),
         )
-        self._guarantee = cast(Any, SimpleNamespace(redelivers=True, after_trouble=lambda: None))
+        self._guarantee = cast(Any, SimpleNamespace(redelivers=True, claims_first=False, after_trouble=lambda: None))
         self.figures = Figures()
         self._retry_s = 0.01
         self.log = cast(Any, logging.getLogger("bare"))
@@ -113,6 +114,20 @@ async def test_nothing_is_taken_back_before_an_agent_has_begun() -> None:
     first.ack()
     await asyncio.wait_for(settling, 10)
     assert batch.consumed == {INPUT: 1}
+
+
+async def test_who_holds_more_events_than_fit_into_a_batch_is_told() -> None:
+    """Nothing commits before they are acknowledged: delivery would go on until the memory is full."""
+    engine = Bare()
+    engine.app.settings = Settings(batch_max_events=5)
+    engine.app.conf = SimpleNamespace(id="app")
+    batch, _ = engine.deliver(4)
+    for event in batch.events:
+        event.hold()
+    engine._check_held(batch)
+    batch.add(batch.events[:1])
+    with pytest.raises(ImproperlyConfigured, match="hold 4 of 5 events without acknowledging them"):
+        engine._check_held(batch)
 
 
 async def test_trouble_that_looks_like_a_cancellation_does_not_end_the_engine() -> None:

@@ -211,7 +211,7 @@ def test_a_windowed_aggregation_tells_each_window_that_closes(kafka_url: str, tm
         ends: dict[str, tuple[int, float]] = {}
         for sensor, each in records:
             start_s = each["at"] // SIZE_S * SIZE_S
-            window = f"{sensor} {start_s:g}"
+            window = f"{sensor} {start_s:.0f}"
             collected[window].append(each["value"])
             ends[window] = partition_of[sensor], start_s + SIZE_S
             newest[partition_of[sensor]] = each["at"]

@@ -83,6 +83,7 @@ def test_a_page_tells_what_was_committed_whatever_goes_on(kafka_url: str, tmp_pa
         finally:
             over.set()
             looking.join()
-        assert seen == {word: {10, 11} if word == held else {10} for word in WORDS}
+        assert seen.pop(held) <= {10, 11}
+        assert seen == {word: {10} for word in WORDS if word != held}
         assert one.failures == two.failures == []
         made.stop()

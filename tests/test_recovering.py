@@ -17,7 +17,7 @@ def test_who_waits_for_a_table_is_called_when_it_is_restored(kafka_url: str, tmp
     with rig(kafka_url, tmp_path, GUARANTEE=guarantee) as made:
         made.app = "tests.apps.recovering"
         worker = made.worker().wait_started()
-        assert worker.says("recovered: 0\n")
+        assert worker.says("recovered: 0 in all")
         made.send(200)
         made.wait_consumed()
         total = sum(json.loads(message.value())["amount"] for message in made.read("entries"))
@@ -25,7 +25,7 @@ def test_who_waits_for_a_table_is_called_when_it_is_restored(kafka_url: str, tmp
         for removed in False, True:
             if removed:
                 shutil.rmtree(made.folder / "data")
-            assert made.worker().wait_started().says(f"recovered: {total}\n")
+            assert made.worker().wait_started().says(f"recovered: {total} in all")
             made.stop()
 
 

@@ -34,7 +34,7 @@ aggregates = app.topic("aggregates", key_type=str, value_type=Aggregate)
 def window_closed(key, values):
     sensor, window = key
     mean = sum(values) / len(values)
-    aggregates.send_soon(key=sensor, value=Aggregate(f"{sensor} {window[0]:g}", len(values), mean))
+    aggregates.send_soon(key=sensor, value=Aggregate(f"{sensor} {window[0]:.0f}", len(values), mean))
 
 
 values_of = (

@@ -26,7 +26,7 @@ else:
     @table.on_recover
     async def say_what_is_there():
         assert faust.current_event() is None
-        print(f"recovered: {sum(table.values())}", flush=True)
+        print(f"recovered: {sum(table.values())} in all", flush=True)
 
 
 @app.agent(entries)
