@@ -13,6 +13,7 @@ import os
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -27,7 +28,7 @@ from faust.types import TP, AgentT, Message
 from streams_app.batch import Batch
 from streams_app.commit import expire_all
 from streams_app.embedded import EmbeddedKafka, free_port
-from streams_app.events import Event
+from streams_app.events import Event, current_batch
 from streams_app.faust_adapter import Agent
 from streams_app.kafka import KafkaAddress
 from streams_app.session import Output, Pin, header_pairs
@@ -69,11 +70,16 @@ class AgentRun:
         self._folder = folder
         self._stores: dict[tuple[str, int], Store] = {}
         self._sent = 0
+        self._declares = True
         self._stream: Any = None
         self._task: asyncio.Future[None] | None = None
 
     async def __aenter__(self) -> AgentRun:
         self.app.flow_control.resume()
+        # What runs between a topic and the one that it is grouped into tells the engine what it raises.
+        self.app.__dict__["engine"] = self
+        self._declares = self.app.conf.topic_allow_declare
+        self._let_declare(False)
         self._begin(self.agent.channel)
         return self
 
@@ -84,10 +90,18 @@ class AgentRun:
         self._task.cancel()
         await asyncio.wait({self._task})
         await self._stream.stop()
+        del self.app.__dict__["engine"]
+        self._let_declare(self._declares)
         for table in self.app.transactional_tables():
             table.data.partitions = {}
         for store in self._stores.values():
             store.close()
+
+    def _let_declare(self, allowed: bool) -> None:
+        """Whether topics are created, by whom there is none to ask."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Faust warns of settings that change late; this one is asked each time
+            self.app.conf.topic_allow_declare = allowed
 
     async def send(
         self,
@@ -122,7 +136,7 @@ class AgentRun:
         return [self._came_out(output) for output in (*outputs, *batch.set_aside.values())]
 
     def _begin(self, channel: Any) -> None:
-        self._stream = self.app.stream(channel)
+        self._stream = cast(Agent, self.agent).stream(channel)
         self._task = asyncio.ensure_future(self._work())
 
     async def _work(self) -> None:
@@ -175,6 +189,15 @@ class AgentRun:
             batch.drop()
             self._begin(await self._stream.hand_over())
             raise error
+        if batch.trouble is not None:
+            batch.drop()
+            raise batch.trouble
+
+    def on_agent_error(self, _name: str, error: BaseException) -> None:
+        """What raised is no agent; see `streams_app.engine.Engine.on_agent_error`."""
+        batch = current_batch()
+        if batch is not None:
+            batch.hopeless(error)
 
     def _commit(self, batch: Batch) -> None:
         batch.seal()

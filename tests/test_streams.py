@@ -148,16 +148,26 @@ async def test_an_echo_that_cannot_be_sent_fails_its_event(run_agent: Runner) ->
             await running.send("k", "x")
 
 
-async def test_what_groups_by_a_key_that_cannot_be_found_fails(run_agent: Runner) -> None:
+async def test_an_event_whose_group_cannot_be_found_fails(run_agent: Runner) -> None:
     """Faust's logs the error and skips the event: lost, and its offset is committed."""
     app = an_app()
-    stream: Any = app.stream(app.topic("in"))
 
-    def key(value: object) -> str:
-        raise LookupError("no key")
+    def group(entry: Entry) -> str:
+        if entry.id == 1:
+            raise LookupError("no group")
+        return f"g{entry.id}"
 
-    with pytest.raises(LookupError):
-        await stream._format_key(key, 1)
+    @app.agent(app.topic("in", key_type=str, value_type=Entry))
+    async def agent(stream):
+        async for _ in stream.group_by(group, name="group"):
+            pass
+
+    async with run_agent(agent) as running:
+        with pytest.raises(LookupError):
+            await running.send("k", Entry(1))
+        [sent] = await running.send("k", Entry(2))
+        assert sent.topic.endswith("agent-in-group-repartition")
+        assert sent.key == b"g2"
 
 
 @pytest.mark.parametrize("fails", [True, False])
