@@ -176,10 +176,12 @@ async def test_an_event_is_acknowledged_at_the_end_of_its_block_if_that_did_not_
 ) -> None:
     """``async with event`` is how an agent that acknowledges itself does it; Faust's does so for one that failed, too."""
     app = an_app()
+    taken: list[Any] = []
 
     @app.agent(app.topic("in", value_type=Entry))
     async def agent(stream):
         async for event in stream.noack().events():
+            taken.append(event)
             async with event:
                 if fails:
                     raise ValueError("fails")
@@ -190,6 +192,7 @@ async def test_an_event_is_acknowledged_at_the_end_of_its_block_if_that_did_not_
                 await running.send("k", Entry(1))
         else:
             await asyncio.wait_for(running.send("k", Entry(1)), 10)
+    assert taken[0].acked is not fails
 
 
 @pytest.mark.parametrize("guarantee", GUARANTEES)
