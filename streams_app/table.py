@@ -300,9 +300,8 @@ class WindowedData(TableData):
 
         def tell(row_key: bytes, stored: bytes) -> None:
             assert self._tell is not None
+            # The newest time is that of the row that was written just now, not of this one.
             overlay.writes[row_key] = None
-            # Its time may have been the newest, see `__delitem__`.
-            overlay.writes[CLOCK_ROW] = overlay.time(0) + CLOCK_ROW
             try:
                 self._tell(self._rows.decode(row_key), self._values.decode(stored[self._skip :]))
             except BaseException:

@@ -581,6 +581,43 @@ def test_a_callback_that_raises_fails_the_event_and_is_called_again(partition: M
     assert [page for page, *_ in told.rows] == ["a", "b", "c"]
 
 
+def test_windows_that_were_closed_before_anybody_asked_are_told_until_that_is_committed(partition: Make) -> None:
+    """Whoever adds the callback to a table that is in use gets all of its windows; a batch that is dropped loses none."""
+    before = partition(minutes())
+    before.clock_s = NOW_S + 10 * HOUR_S
+    before.view("a", NOW_S)
+    before.view("a", NOW_S + 3 * HOUR_S)
+    before.commit()
+    told = Told()
+    views = partition(told_minutes(told))
+    views.clock_s = NOW_S + 10 * HOUR_S
+    views.store.close()
+    views.store, views.table.data.partitions = before.store, {0: before.store}
+    for _ in range(2):
+        views.view("b", NOW_S + 3 * HOUR_S)
+        assert told.rows == [("a", 0.0, 1)]
+        told.rows.clear()
+        views.abort()
+    views.store = Store(views.path, topic_id="topic", expires_ms=views.table.expires_ms)
+
+
+def test_windows_that_others_wrote_meanwhile_are_told(partition: Make) -> None:
+    """A store that was followed for a while comes back with rows that this worker has never seen."""
+    told = Told()
+    views, other = partition(told_minutes(told)), partition(minutes())
+    views.clock_s = other.clock_s = NOW_S + 10 * HOUR_S
+    views.view("a", NOW_S)
+    views.commit()
+    mine, other.store = other.store, views.store
+    other.table.data.partitions = {0: views.store}
+    other.view("b", NOW_S)
+    other.commit()
+    other.store = mine
+    views.table.data.partitions = {0: views.store}
+    views.view("a", NOW_S + 2 * HOUR_S)
+    assert told.rows == [("a", 0.0, 1), ("b", 0.0, 1)]
+
+
 async def test_what_a_callback_sends_belongs_to_the_event(partition: Make) -> None:
     """A coroutine may send, as sends are done at once; it cannot wait for anything else."""
     topic = an_app().topic("closed", key_type=str, value_type=int)
@@ -609,6 +646,7 @@ async def test_a_table_without_windows_has_none_that_close() -> None:
         await declared(on_window_close=print).on_start()
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 400), st.sampled_from("..cpr")), max_size=60))
 def test_each_window_is_told_once_with_its_last_count_whatever_is_dropped(steps: list[tuple[str, int, str]]) -> None:
     """Of all that commits: the counts of closed windows are those that were told, and no row of theirs is left.
