@@ -42,6 +42,16 @@ def test_minutes_of_mixed_faults_break_nothing(seed: int, workers: int, tmp_path
 
 
 @pytest.mark.prove
+@pytest.mark.parametrize("seed", [1, 2, 3, 4, 5])
+def test_a_topology_of_what_streams_can_do_breaks_under_no_fault(seed: int, tmp_path: Path) -> None:
+    """Filter, group by another key, take several at a time, count in windows: each step hands every event on once."""
+    options = ("--workload", "topology", "--seconds", "120", "--seed", str(seed), "--workers", "3", "--rate", "100")
+    outcome = lab(tmp_path, *options)
+    assert outcome["anomalies"] == []
+    assert len(outcome["strikes"]) >= 8
+
+
+@pytest.mark.prove
 def test_a_killed_worker_is_back_soon_and_a_frozen_one_replaced(tmp_path: Path) -> None:
     """Each fault alone, so that the time is its own. No absolute time is asserted: the machine may be slow."""
     options = ("--seconds", "300", "--seed", "1", "--faults", "kill,zombie", "--pauses", "long")
