@@ -1056,6 +1056,14 @@ class Stream(faust.Stream[Any]):
         finally:
             self._passive = False
 
+    def group_by(self, key: Any, *, name: str | None = None, **options: Any) -> Any:
+        """As Faust's; ``key`` may be a field of a struct, too."""
+        field = key
+        if not isinstance(field, FieldDescriptorT) and hasattr(field, "__objclass__"):
+            name = name or f"{field.__objclass__.__name__}.{field.__name__}"
+            key = field.__get__
+        return super().group_by(key, name=name, **options)
+
     async def _format_key(self, key: Any, value: Any) -> Any:
         """The new key of a value; what finding it raises is an error of the event, which Faust's logs and skips."""
         return key.getattr(value) if isinstance(key, FieldDescriptorT) else await maybe_async(key(value))

@@ -24,6 +24,10 @@ class Entry(msgspec.Struct):
     id: int
 
 
+class Visit(msgspec.Struct):
+    page: str
+
+
 def an_app(guarantee: str = "exactly_once") -> App:
     return App("streams", settings=Settings.from_env({}), processing_guarantee=guarantee, autodiscover=False)
 
@@ -168,6 +172,21 @@ async def test_an_event_whose_group_cannot_be_found_fails(run_agent: Runner) -> 
         [sent] = await running.send("k", Entry(2))
         assert sent.topic.endswith("agent-in-group-repartition")
         assert sent.key == b"g2"
+
+
+async def test_events_are_grouped_by_a_field_of_a_struct(run_agent: Runner) -> None:
+    """As by one of Faust's records, whose fields know their names."""
+    app = an_app()
+
+    @app.agent(app.topic("in", value_type=Visit))
+    async def agent(stream):
+        async for _ in stream.group_by(Visit.page):
+            pass
+
+    async with run_agent(agent) as running:
+        [sent] = await running.send("k", Visit("/home"))
+    assert sent.topic.endswith("agent-in-Visit.page-repartition")
+    assert sent.key == b"/home"
 
 
 @pytest.mark.parametrize("fails", [True, False])
