@@ -321,9 +321,10 @@ class Rig:
         """Wait until the group has committed all input, and says that nothing is in hand."""
 
         def consumed() -> bool:
-            # Before the offsets: what comes in meanwhile is for the next look.
+            # The offsets first: what one step had sent on by then is below the ends of the next one's input.
+            committed = self.committed(topics, group)
             ends = Offsets(self.config, f"{self.prefix}{group}").high_watermarks(self._input(topics))
-            for tp, each in self.committed(topics, group).items():
+            for tp, each in committed.items():
                 claim = Claim.parse(each.metadata)
                 if each.offset != ends[tp] or (claim is not None and claim.began != each.offset):
                     return False
