@@ -188,7 +188,7 @@ def partition(tmp_path: Path) -> Iterator[Make]:
 
     yield make
     in_hand.set(None)
-    for new, clock in made:
+    for new, clock in reversed(made):  # each puts back the clock that it found
         clock.__exit__(None, None, None)
         new.store.close()
 
