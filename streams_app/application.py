@@ -15,6 +15,7 @@ from mode.utils.objects import cached_property
 from streams_app import table as tables
 from streams_app.channels import Channel
 from streams_app.engine import Engine
+from streams_app.events import Event
 from streams_app.faust_adapter import Consumer, HostApp, Supervisor
 from streams_app.faust_settings import as_variables, check_classes, check_options
 from streams_app.health import Health
@@ -34,7 +35,6 @@ _CHANGELOG_CONFIG = {"delete.retention.ms": str(24 * 60 * 60 * 1000)}
 _CLASSES = {
     "Agent": "streams_app.faust_adapter.Agent",
     "Stream": "streams_app.faust_adapter.Stream",
-    "Event": "streams_app.events.Event",
     "Topic": "streams_app.topics.Topic",
     "Table": "streams_app.table.Table",
     "SetTable": "streams_app.sets.SetTable",
@@ -93,6 +93,7 @@ class App(HostApp):
                 "web_application_options": application_options(self),
                 **({"web_port": self.settings.port} if self.settings.port else {}),
                 "agent_supervisor": Supervisor,
+                "Event": Event,
                 **_CLASSES,
                 **options,
             },

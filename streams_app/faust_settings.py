@@ -64,6 +64,7 @@ REFUSED: Mapping[str, str] = {
     "consumer_metadata_max_age_ms": _CLIENTS,
     "crash_app_on_aerospike_exception": _STORE,
     "cython_optimizations": _GONE,
+    "Event": "the engine makes events, of its own class",
     "GlobalTable": "a global table is a Table, of which an app may have another class",
     "consumer_group_instance_id": "a member that comes back under its old name could not be told from its zombie",
     "producer_acks": _ALWAYS,
