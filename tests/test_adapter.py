@@ -18,8 +18,8 @@ from aiokafka.protocol.group import LeaveGroupRequest
 from faust import App, Stream, Table
 from faust.agents import Agent
 from faust.agents.replies import ReplyConsumer
-from faust.assignor.leader_assignor import LeaderAssignor
 from faust.app.router import Router
+from faust.assignor.leader_assignor import LeaderAssignor
 from faust.assignor.partition_assignor import PartitionAssignor
 from faust.channels import Channel
 from faust.streams import _current_event, current_event
