@@ -246,6 +246,14 @@ MUTANTS = (
         test="test_store.py::test_a_confirmed_checkpoint_has_its_values",
     ),
     Mutant(
+        "finds what expired again and again",
+        "",
+        "streams_app/store.py",
+        '        start = self._stale[-1] + b"\\0" if self._stale else _TIME\n',
+        "        start = _TIME\n",
+        test="test_store.py::test_what_expired_once_is_not_looked_at_again",
+    ),
+    Mutant(
         "believes the checkpoint of another topic",
         "11",
         "streams_app/start.py",
@@ -260,8 +268,10 @@ MUTANTS = (
         "            if self._guarantee.claims_first:\n"
         "                self._check_committable(batch, assignment)\n"
         "                await self._in_thread(self._guarantee.take, batch, self._positions)\n"
+        "            chunk_started_s = time.monotonic()\n"
         "            self._deliver(batch, fetched)\n"
         "            await self._settle(batch, assignment, until_s)\n",
+        "            chunk_started_s = time.monotonic()\n"
         "            self._deliver(batch, fetched)\n"
         "            await self._settle(batch, assignment, until_s)\n"
         "            if self._guarantee.claims_first:\n"

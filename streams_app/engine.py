@@ -458,11 +458,11 @@ class Engine(Service):
         while fetched is not None:
             if fetched.pin != batch.pin:
                 raise PartitionsLost(f"fetched under {fetched.pin}, into a batch of {batch.pin}")
-            chunk_started_s = time.monotonic()
             batch.consumed.update((tp, fetched.positions[tp]) for tp in fetched.messages)
             if self._guarantee.claims_first:
                 self._check_committable(batch, assignment)
                 await self._in_thread(self._guarantee.take, batch, self._positions)
+            chunk_started_s = time.monotonic()
             self._deliver(batch, fetched)
             await self._settle(batch, assignment, until_s)
             now_s = time.monotonic()
@@ -489,7 +489,7 @@ class Engine(Service):
 
     def _adapt_chunk(self, took_s: float, interval_s: float) -> None:
         """Slow agents get few events at a time, so that little is taken back; quick ones many."""
-        if took_s > interval_s / 2:
+        if took_s > interval_s:
             self._chunk_events = max(1, self._chunk_events // 2)
         elif took_s < interval_s / 4 and not self._one_chunk:
             self._chunk_events = min(2 * self._chunk_events, _LARGEST_CHUNK_EVENTS)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any
 
@@ -35,15 +35,19 @@ class Event(faust.Event):
         self.key = key
         self.value = value
         self.message = message
-        self._headers = headers
+        self._headers = dict(headers) if type(headers) is dict else headers
         self.batch = batch
 
     @property
-    def headers(self) -> dict[str, Any]:  # type: ignore[override]
-        """The record's headers, as a mapping."""
+    def headers(self) -> Mapping[Any, Any]:
+        """The record's headers, as a mapping of its own; made when it is asked for."""
         if type(self._headers) is not dict:
             self._headers = dict(self._headers or ())
         return self._headers
+
+    @headers.setter
+    def headers(self, headers: Mapping[Any, Any]) -> None:
+        self._headers = headers
 
     def ack(self) -> bool:
         """Tell the batch that an agent is through with this event; counts once."""

@@ -480,6 +480,10 @@ class Record(msgspec.Struct, gc=False, eq=False):
     checksum: ClassVar[None] = None
     generation_id: ClassVar[None] = None
 
+    def __repr__(self) -> str:
+        # As Faust's: what is in it is nobody's business who reads a log.
+        return f"<{type(self).__name__}: {self.tp} offset={self.offset}>"
+
     @property
     def topic(self) -> str:
         """Where it comes from."""
@@ -964,17 +968,17 @@ class Stream(faust.Stream[Any]):
         set_in_hand = in_hand.set
         try:
             while True:
+                turn += 1
                 if turn < _EVENTS_A_TURN and waiting and not errors:
-                    turn += 1
                     channel_value = waiting.popleft()
                 else:
-                    if turn == _EVENTS_A_TURN:
+                    if turn >= _EVENTS_A_TURN:
+                        turn = 0
                         await asyncio.sleep(0)
                     if self.should_stop:
                         break
-                    turn = 0
                     channel_value = await self.channel.__anext__()
-                if type(channel_value) is Event:
+                if isinstance(channel_value, Event):
                     event, value = channel_value, channel_value.value
                     if event.withdrawn or (event.batch is not None and event.batch.dead):
                         event = None

@@ -166,10 +166,13 @@ class Store:
         """
         self._recent.update(writes)
         self._unwritten.update(writes)
+        before = len(self._stale)
         self._stale += stale
         if self.expires_ms is not None:
             self._note_times(writes.values())
-        self._recent_bytes += sum(map(len, filter(None, writes.values()))) + _ROW_BYTES * len(writes)
+        self._recent_bytes += sum(map(len, filter(None, writes.values()))) + _ROW_BYTES * (
+            len(writes) + len(self._stale) - before
+        )
         if offset is not None:
             self.checkpoint = Checkpoint(offset, int(time.time() * 1000), self.topic_id)
         if self._recent_is_full:
@@ -197,11 +200,14 @@ class Store:
                 # First: a write of the same key may put the same entry again.
                 batch.delete(index_key)
             self._put_values(batch, self._unwritten)
+            if self.expires_ms is not None:
+                # The clock: the newest row may be deleted before it was ever on disk. It expires as an entry without a row.
+                batch.put(_TIME + self.clock_ms.to_bytes(TIME_BYTES), b"")
             _put_checkpoint(batch, self.checkpoint)
             with self._disk():
                 self._db.write(batch)
             self._unwritten, self._stale, self._oldest_unwritten_ms = {}, [], _NEVER_MS
-        if self._recent_is_full:
+        if self._recent_is_full and not self._unwritten:
             self._recent, self._recent_bytes = {}, 0
 
     def restore(
@@ -259,8 +265,10 @@ class Store:
         if self._oldest_unwritten_ms < now_ms - self.expires_ms:
             self.write_out()  # what expires is found by the index, which is on disk
         until = _TIME + (now_ms - self.expires_ms).to_bytes(TIME_BYTES)
+        # Behind those that expired already: on disk they are still there, and no older one comes before the next write.
+        start = self._stale[-1] + b"\0" if self._stale else _TIME
         with self._disk():
-            oldest = [index_key for index_key, _ in islice(scan(self._db, _TIME, until), limit)]
+            oldest = [index_key for index_key, _ in islice(scan(self._db, start, until), limit)]
         for index_key in oldest:
             key = index_key[1 + TIME_BYTES :]
             stored = self.get(key)

@@ -49,9 +49,7 @@ class TableData:
         self._keys: Codec = key_codec(table.app, table.key_type, key_serializer)
         self._values: Codec = value_codec(table.app, table.value_type, table.value_serializer)
         #: The overlay that was used last, with its batch and partition: as a rule the next event is of the same.
-        self._last_batch: Batch | None = None
-        self._last_tp: TP | None = None
-        self._last_overlay: Overlay | None = None
+        self._last: tuple[Batch, TP, Overlay] | tuple[None, None, None] = None, None, None
 
     def __getitem__(self, key: Any) -> Any:
         value = self.get(key, _MISSING)
@@ -132,14 +130,14 @@ class TableData:
         if event is None or event.batch is None:
             return None
         batch, tp = event.batch, event.message.tp
-        if batch is self._last_batch and tp is self._last_tp and batch.is_open:
-            return self._last_overlay
+        last_batch, last_tp, overlay = self._last
+        if batch is last_batch and tp is last_tp and batch.is_open:
+            return overlay
         if event.app is not self._app:
             return None
-        new = partial(self._new_overlay, tp)
-        self._last_overlay = batch.overlay(self._table, tp.partition, new)
-        self._last_batch, self._last_tp = batch, tp
-        return self._last_overlay
+        overlay = batch.overlay(self._table, tp.partition, partial(self._new_overlay, tp))
+        self._last = batch, tp, overlay
+        return overlay
 
     def _own_overlay(self) -> Overlay:
         return self._overlay() or self._no_overlay()

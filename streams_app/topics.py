@@ -34,6 +34,10 @@ if TYPE_CHECKING:
 _OFFSET_UNKNOWN = -1
 
 
+def _not_quickly(_data: bytes) -> Any:
+    raise TypeError
+
+
 class Sent:
     """What a send from inside a batch gives: as a future that is done."""
 
@@ -122,6 +126,8 @@ class Topic(faust.Topic):
         """Of each record, key and value; and of which of them, by their place, these are none, and why."""
         keys, values = self._codecs
         decode_key, decode_value = keys.quick or keys.decode, values.quick or values.decode
+        if type(self).decode_message is not Topic.decode_message:
+            decode_key = _not_quickly  # a subclass has its own way
         decoded, undecodable = [], {}
         for message in messages:
             try:

@@ -263,6 +263,44 @@ def test_what_expires_is_found_though_it_never_was_on_disk(tmp_path: Path) -> No
     store.close()
 
 
+def test_what_expired_once_is_not_looked_at_again(tmp_path: Path) -> None:
+    """On disk it stands until the next write: found again by each batch, it would hide what expires after it."""
+    store = Store(tmp_path / "0", topic_id="topic", expires_ms=DAY_MS)
+    for offset in range(3_000):
+        overlay = Overlay(store, "changelog")
+        remember(overlay, b"%d" % offset, 1_000 + offset)
+        store.publish(overlay.writes, [], offset)
+    store.write_out()
+    for batch in range(4):
+        overlay = Overlay(store, "changelog")
+        remember(overlay, b"new %d" % batch, DAY_MS + 10_000)
+        store.publish(overlay.writes, expire(overlay), 3_000 + batch)
+    assert {key for key, _ in store.items()} == {b"new %d" % batch for batch in range(4)}
+    assert len(store._stale) == 3_001, "one is the clock of what was written"
+    store.close()
+
+
+def test_time_does_not_run_backwards_when_the_newest_row_is_deleted(tmp_path: Path) -> None:
+    """Rows that are written next would be taken for older than they are, and expire too early."""
+    store = Store(tmp_path / "0", topic_id="topic", expires_ms=DAY_MS)
+    overlay = Overlay(store, "changelog")
+    remember(overlay, b"a", 5_000)
+    store.publish(overlay.writes, [], 0)
+    store.publish({b"a": None}, [], 1)
+    store.close()
+    store = Store(tmp_path / "0", topic_id="topic", expires_ms=DAY_MS)
+    assert store.clock_ms == 5_000
+    store.close()
+
+
+def test_what_cannot_be_written_stays_in_memory(tmp_path: Path) -> None:
+    """A balance that is in the changelog, though nobody knows where, would read as none."""
+    store = Store(tmp_path / "0", topic_id="topic")
+    store.publish({b"k": bytes(40_000_000)}, [], None)
+    assert store.get(b"k") is not None
+    store.close()
+
+
 def test_a_timestamp_from_the_future_expires_nothing(tmp_path: Path) -> None:
     """One producer with a wrong clock would make the table forget all ids."""
     store = Store(tmp_path / "0", topic_id="topic", expires_ms=DAY_MS)

@@ -245,6 +245,43 @@ async def test_the_event_in_hand_is_the_current_one(run_agent: Runner, guarantee
             await late[0]
 
 
+async def test_a_stream_over_what_is_there_lets_others_have_their_turn() -> None:
+    """Heartbeats, the web and the engine share the loop with it."""
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    task = asyncio.ensure_future(others())
+    await asyncio.sleep(0)
+    async for _ in an_app().stream(range(1_000)):
+        pass
+    task.cancel()
+    assert turns > 10
+
+
+async def test_headers_are_an_events_own(run_agent: Runner) -> None:
+    """An agent that notes something there would change what others see, or what is sent."""
+    app, given = an_app(), {"a": b"1"}
+    seen: list[dict[str, bytes]] = []
+
+    @app.agent(app.topic("input", value_type=Entry))
+    async def noting(stream: Any) -> None:
+        async for event in stream.events():
+            event.headers["b"] = b"2"
+            seen.append(dict(event.headers))
+            event.headers = {"c": b"3"}
+            seen.append(event.headers)
+
+    async with run_agent(noting) as agent:
+        await agent.send(value=Entry(1), headers=given)
+    assert seen == [{"a": b"1", "b": b"2"}, {"c": b"3"}]
+    assert given == {"a": b"1"}
+
+
 async def test_fausts_own_test_context_works() -> None:
     """Tests that an app brings along go on to run; its events are of no batch, so tables need `run_agent`."""
     app = an_app()
