@@ -28,6 +28,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
+from weakref import WeakSet
 
 from rocksdict import (
     AccessType,
@@ -92,7 +93,7 @@ class Store:
     One thread writes. Any may read meanwhile: what leaves memory is on disk by then.
     """
 
-    _open_count: ClassVar[int] = 0
+    _open_stores: ClassVar[WeakSet[Store]] = WeakSet()
 
     def __init__(self, path: Path, *, topic_id: str, expires_ms: int | None = None) -> None:
         self.path = path
@@ -102,7 +103,7 @@ class Store:
         #: RocksDB found it corrupt: `wipe` it.
         self.corrupt = False
         self._open()
-        Store._open_count += 1
+        Store._open_stores.add(self)
 
     @classmethod
     def trusted(cls, path: Path, *, topic_id: str, expires_ms: int | None = None) -> Store:
@@ -292,7 +293,7 @@ class Store:
 
     def close(self) -> None:
         """Bring to disk what is not there, as far as it takes it, and give the files back."""
-        Store._open_count -= 1
+        Store._open_stores.discard(self)
         try:
             self.write_out()
         except (StoreCorrupted, StoreFailed) as error:
@@ -322,7 +323,7 @@ class Store:
 
     @property
     def _recent_is_full(self) -> bool:
-        return self._recent_bytes > _RECENT_BYTES // max(1, Store._open_count)
+        return self._recent_bytes > _RECENT_BYTES // max(1, len(Store._open_stores))
 
     def _flush(self) -> None:
         with self._disk():
@@ -394,11 +395,14 @@ def scan(db: Rdict, start: bytes, end: bytes) -> Iterator[tuple[bytes, bytes]]:
     options = ReadOptions()
     options.set_iterate_upper_bound(end)
     cursor: Any = db.iter(options)
-    cursor.seek(start)
-    while cursor.valid():
-        yield cursor.key(), cursor.value()
-        cursor.next()
-    cursor.status()  # raises what ended it before its end: to the loop that looks like the end
+    try:
+        cursor.seek(start)
+        while cursor.valid():
+            yield cursor.key(), cursor.value()
+            cursor.next()
+        cursor.status()  # raises what ended it before its end: to the loop that looks like the end
+    finally:
+        del cursor  # a traceback would keep it, and it keeps the database open, which is to be wiped
 
 
 def store_path(folder: Path, table: str, partition: int) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import contextlib
 import json
 import re
 import socket
@@ -225,6 +226,19 @@ LENGTH = f"Content-Length: {len(GOOD_BODY)}\r\n".encode()
 CHUNK = f"{len(GOOD_BODY):x}\r\n".encode() + GOOD_BODY
 
 
+def answer_to(sent: bytes, port: int) -> bytes:
+    """What comes back; an end of the connection, by whatever word, is an end."""
+    answer = b""
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+        with contextlib.suppress(ConnectionResetError, BrokenPipeError):
+            connection.sendall(sent)
+            connection.shutdown(socket.SHUT_WR)
+        with contextlib.suppress(ConnectionResetError):
+            while received := connection.recv(65_536):
+                answer += received
+    return answer
+
+
 @pytest.mark.parametrize(
     "sent",
     [
@@ -247,10 +261,7 @@ CHUNK = f"{len(GOOD_BODY):x}\r\n".encode() + GOOD_BODY
 def test_what_is_no_http_changes_nothing(made: Rig, bank: Client, sent: bytes) -> None:
     """It is refused before any of our rules sees it: with a 4xx, or an end of the connection."""
     before = len(made.read("transfers"))
-    with socket.create_connection(("127.0.0.1", bank.port), timeout=30) as connection:
-        connection.sendall(sent)
-        connection.shutdown(socket.SHUT_WR)
-        answer = b"".join(iter(lambda: connection.recv(65_536), b""))
+    answer = answer_to(sent, bank.port)
     assert re.fullmatch(rb"(HTTP/1\.[01] 4\d\d .*)?", answer, re.DOTALL), answer[:300]
     assert bank.get("/accounts/nobody")[0] == HTTPStatus.NOT_FOUND, "it answers others"
     assert len(made.read("transfers")) == before
