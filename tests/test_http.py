@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import http.client
 import contextlib
+import http.client
 import json
 import re
 import socket
@@ -263,7 +263,7 @@ def test_what_is_no_http_changes_nothing(made: Rig, bank: Client, sent: bytes) -
     before = len(made.read("transfers"))
     answer = answer_to(sent, bank.port)
     assert re.fullmatch(rb"(HTTP/1\.[01] 4\d\d .*)?", answer, re.DOTALL), answer[:300]
-    assert bank.get("/accounts/nobody")[0] == HTTPStatus.NOT_FOUND, "it answers others"
+    wait_until(lambda: bank.get("/accounts/nobody")[0] == HTTPStatus.NOT_FOUND, "it answers others")
     assert len(made.read("transfers")) == before
     assert not bank.worker.says("Traceback"), bank.worker.log.read_text()[-3000:]
 
