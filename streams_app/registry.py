@@ -1,4 +1,4 @@
-"""What agents bring along for the commands: generators of input for `generate`, checks and followers for `audit`.
+"""What agents bring along: generators of input for `generate`, checks and followers for `audit`, panels for the dashboard.
 
 The commands know no agent by name. A module of the package ``agents`` registers its own::
 
@@ -10,6 +10,8 @@ The commands know no agent by name. A module of the package ``agents`` registers
 
     @follower("ledger")
     class LedgerFollower(Follower): ...
+
+    panel(Panel(topic="transfers", title="Money", unit="transfers", promise="…"))
 
 Whoever deletes our agents and adds others gets a `generate` and an `audit` for those.
 """
@@ -228,12 +230,34 @@ class Follower:
         return {}
 
 
+class Panel(NamedTuple):
+    """What the dashboard says of one input, in words of its agent, on the card of its guarantee.
+
+    The dashboard counts what was consumed and what waits by itself. What was lost, repeated and set aside, and how long
+    answers took, it takes from the figures ``lost``, ``repeated``, ``set_aside`` and ``latency_ms`` of followers.
+    """
+
+    #: The input, without KAFKA_PREFIX; its records are what is counted as events.
+    topic: str
+    #: A word or two.
+    title: str
+    #: What the events are called, more than one of them.
+    unit: str
+    #: One sentence: what is promised of them.
+    promise: str
+    #: Further figures to show, as ``FOLLOWER.FIGURE``, and what they are called.
+    figures: Mapping[str, str] = {}
+    #: Those of them that must be zero.
+    zero: frozenset[str] = frozenset()
+
+
 C = TypeVar("C", bound=type[Check])
 F = TypeVar("F", bound=type[Follower])
 
 _generators: dict[str, Generator] = {}
 _checks: dict[str, type[Check]] = {}
 _followers: dict[str, type[Follower]] = {}
+_panels: dict[str, Panel] = {}
 
 
 def generator(name: str, *, topic: str) -> Callable[[G], G]:
@@ -266,6 +290,11 @@ def follower(name: str) -> Callable[[F], F]:
     return register
 
 
+def panel(panel: Panel) -> None:
+    """Register what the dashboard says of an input."""
+    _panels[panel.topic] = panel
+
+
 def generators() -> Mapping[str, Generator]:
     """All registered generators by name."""
     return dict(sorted(_generators.items()))
@@ -279,6 +308,11 @@ def checks() -> Mapping[str, type[Check]]:
 def followers() -> Mapping[str, type[Follower]]:
     """All registered followers by name."""
     return dict(sorted(_followers.items()))
+
+
+def panels() -> Mapping[str, Panel]:
+    """All registered panels by their input."""
+    return dict(sorted(_panels.items()))
 
 
 def find_generator(name: str) -> Generator:
