@@ -13,7 +13,7 @@
             counts[page] += 1
 """
 
-from streams_app import commands, health, metrics
+from streams_app import commands, dashboard, health, metrics
 from streams_app.application import App
 from streams_app.dead_letters import set_aside
 from streams_app.partitioning import partition_of
@@ -22,6 +22,7 @@ app = App("streams-app", processing_guarantee="exactly_once", autodiscover=["age
 at_least_once = app.sibling("at_least_once")
 at_most_once = app.sibling("at_most_once")
 commands.register(app)
+dashboard.register(app)
 metrics.register(app)
 health.register(app)
 

@@ -42,7 +42,7 @@ from streams_app.claims import Claim
 from streams_app.errors import KafkaUnreachable
 from streams_app.kafka import KafkaAddress
 from streams_app.offsets import metadata_of
-from streams_app.registry import Check, Facts, Finding, Findings, Observed
+from streams_app.registry import Check, Facts, Finding, Findings, Follower, Observed
 from streams_app.settings import Settings
 from streams_app.store import TIME_BYTES, local_stores, read_only_copy
 
@@ -200,8 +200,8 @@ def audited(app: Any) -> AuditedApp:
     return AuditedApp(app.conf.id, tuple(sorted(topics)), tuple(tables), app.guarantee)
 
 
-def guarantee_of(check: type[Check], apps: Iterable[AuditedApp], prefix: str) -> str:
-    """That of the app which reads the first of the check's topics that any app reads; empty: none does."""
+def guarantee_of(check: type[Check] | type[Follower], apps: Iterable[AuditedApp], prefix: str) -> str:
+    """That of the app which reads the first of its topics that any app reads; empty: none does."""
     readers = {topic: app.guarantee for app in apps for topic in app.inputs}
     return next((readers[prefix + topic] for topic in check.topics if prefix + topic in readers), "")
 

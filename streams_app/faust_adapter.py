@@ -214,6 +214,7 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
 
     def _create_worker_consumer(self, transport: Any) -> aiokafka.AIOKafkaConsumer:
         conf, settings = self.app.conf, self.app.settings
+        worker = "" if self.app.client_only else f"-{self.app.slot.name}"
         if conf.consumer_group_instance_id:
             raise ImproperlyConfigured(
                 "consumer_group_instance_id (static membership) is not supported: a member that comes back under the same "
@@ -221,8 +222,9 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
             )
         return aiokafka.AIOKafkaConsumer(
             **self.app.kafka.aiokafka(),
-            # It begins the member's id, which stands in the metadata of offsets, between spaces.
-            client_id=conf.broker_client_id.replace(" ", "-"),
+            # It begins the member's id, which stands in the metadata of offsets, between spaces; and it tells whoever looks
+            # at the group which worker has what.
+            client_id=f"{conf.broker_client_id}{worker}".replace(" ", "-"),
             group_id=conf.id,
             partition_assignment_strategy=[self.app.assignor],
             enable_auto_commit=False,

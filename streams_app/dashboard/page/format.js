@@ -1,0 +1,48 @@
+// Numbers and times, for people.
+
+const whole = new Intl.NumberFormat("en-US", { maximumFractionDigits: 0 });
+const clock = new Intl.DateTimeFormat("en-GB", { hour: "2-digit", minute: "2-digit", second: "2-digit" });
+
+export const NONE = "–";
+
+export function count(value) {
+  return value === null || value === undefined ? NONE : whole.format(value);
+}
+
+/** Amounts come as text: they pass what a number of JavaScript holds exactly. */
+export function amount(text) {
+  return whole.format(BigInt(text)).replace("-", "−");
+}
+
+export function rate(value) {
+  if (value === null || value === undefined) return NONE;
+  return value > 0 && value < 10 ? value.toFixed(1) : whole.format(value);
+}
+
+export function milliseconds(value) {
+  if (value === null || value === undefined) return NONE;
+  return value < 10_000 ? `${whole.format(value)} ms` : `${(value / 1000).toFixed(1)} s`;
+}
+
+export function seconds(value) {
+  if (value < 90) return `${Math.round(value)} s`;
+  if (value < 5_400) return `${Math.round(value / 60)} min`;
+  return value < 172_800 ? `${Math.round(value / 3_600)} h` : `${Math.round(value / 86_400)} days`;
+}
+
+export function ago(ms, now) {
+  const passed = Math.max(0, now - ms) / 1000;
+  return passed < 2 ? "now" : `${seconds(passed)} ago`;
+}
+
+export function time(ms) {
+  return clock.format(new Date(ms));
+}
+
+export function words(name) {
+  return name.replaceAll("_", " ");
+}
+
+export function capital(text) {
+  return text.charAt(0).toUpperCase() + text.slice(1);
+}
