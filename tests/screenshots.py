@@ -94,7 +94,7 @@ async def tell(made: Rig, ports: dict[str, int], page: Page) -> None:
         await asyncio.sleep(LOAD_S)
         await take(page, "load", LIGHT, below(LIGHT), DARK, PHONE, PHONE_DARK)
         made.workers[1].kill()
-        await page.wait("document.querySelector('#happened .gone')", "the kill is seen")
+        await page.wait("document.querySelector('#happened .gone') !== null", "the kill is seen")
         await asyncio.sleep(3)
         await take(page, "kill", LIGHT, below(LIGHT), DARK, PHONE)
         made.worker("worker-b", PORT=str(ports["worker-b"]))

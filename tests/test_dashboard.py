@@ -137,9 +137,10 @@ def test_what_the_stream_says_equals_the_audit(site: Site) -> None:
     verdict = site.audit()
     expected = site.figures(verdict)
     last: dict[str, Any] = {}
-    for last in states(site.ports["one"]):
-        if outcomes(last) == expected and last["judged"]["behind_s"] is not None:
-            break
+    with contextlib.closing(states(site.ports["one"])) as following:
+        for last in following:
+            if outcomes(last) == expected and last["judged"]["behind_s"] is not None:
+                break
     assert outcomes(last) == expected
     cards = {card["guarantee"]: card for card in last["guarantees"]}
     assert cards["at_most_once"]["reported"] == verdict["guarantees"]["at_most_once"]["reported"]
@@ -165,20 +166,27 @@ def test_a_process_of_one_guarantee_shows_all_three(site: Site) -> None:
     worker = site.made.worker("web", PORT=str(port), STREAMS_APP_GUARANTEES="at_most_once")
     wait_until(lambda: answers(port), "the web server answers")
     last: dict[str, Any] = {}
-    for last in states(port):
-        if all(card["lost"] == 0 and card["rate"] is not None for card in last["guarantees"]):
-            break
+    with contextlib.closing(states(port)) as following:
+        for last in following:
+            if all(card["lost"] == 0 and card["rate"] is not None for card in last["guarantees"]):
+                break
     assert [card["lost"] for card in last["guarantees"]] == [0, 0, 0]
     assert set(last["process"]["engines"]) == {"at_most_once"}
     worker.signal(signal.SIGTERM)
     assert worker.wait() == 0
 
 
+def get(port: int, path: str) -> tuple[int, bytes, str]:
+    """Status, body, and what the page is permitted to load."""
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=10)) as connection:
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        return answer.status, answer.read(), answer.getheader("Content-Security-Policy") or ""
+
+
 def answers(port: int) -> bool:
     with contextlib.suppress(OSError):
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
-        connection.request("GET", "/")
-        return connection.getresponse().status == HTTPStatus.OK
+        return get(port, "/")[0] == HTTPStatus.OK
     return False
 
 
@@ -187,13 +195,13 @@ def test_an_open_page_does_not_hold_up_the_end_of_its_worker(site: Site) -> None
     port = free_port()
     worker = site.made.worker("short", PORT=str(port), STREAMS_APP_GUARANTEES="at_most_once")
     wait_until(lambda: answers(port), "the web server answers")
-    following = states(port)
-    next(following)
-    [observer] = observers(worker.pid)
-    worker.signal(signal.SIGTERM)
-    assert worker.wait(30) == 0
-    wait_until(lambda: not Path(f"/proc/{observer}").exists(), "the process behind the page has ended", 10)
-    following.close()
+    with contextlib.closing(states(port)) as following:
+        next(following)
+        wait_until(lambda: observers(worker.pid), "somebody looks at Kafka for the page")
+        [observer] = observers(worker.pid)
+        worker.signal(signal.SIGTERM)
+        assert worker.wait(30) == 0
+        wait_until(lambda: not Path(f"/proc/{observer}").exists(), "the process behind the page has ended", 10)
 
 
 def observers(pid: int) -> list[int]:
@@ -207,17 +215,12 @@ def test_the_page_needs_nobody_else(site: Site) -> None:
     for path in _PAGE.iterdir():
         foreign = re.findall(r"https?://[^\s\"']+", path.read_text())
         assert set(foreign) <= {"http://www.w3.org/2000/svg"}, path
-        connection = http.client.HTTPConnection("127.0.0.1", site.ports["one"], timeout=10)
-        connection.request("GET", "/" if path.name == "index.html" else f"/dashboard/{path.name}")
-        answer = connection.getresponse()
-        assert (answer.status, answer.read()) == (HTTPStatus.OK, path.read_bytes())
-        policy = answer.getheader("Content-Security-Policy") or ""
+        status, body, policy = get(site.ports["one"], "/" if path.name == "index.html" else f"/dashboard/{path.name}")
+        assert (status, body) == (HTTPStatus.OK, path.read_bytes())
         assert "default-src 'none'" in policy
         assert "unsafe" not in policy
     for beside in ("/dashboard/nothing.js", "/dashboard/..%2f__init__.py"):
-        connection = http.client.HTTPConnection("127.0.0.1", site.ports["one"], timeout=10)
-        connection.request("GET", beside)
-        assert connection.getresponse().status == HTTPStatus.NOT_FOUND
+        assert get(site.ports["one"], beside)[0] == HTTPStatus.NOT_FOUND
 
 
 # -- In a browser.

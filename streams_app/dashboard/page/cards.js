@@ -83,7 +83,7 @@ export class Card {
   group(card) {
     const workers = card.members.length === 1 ? "1 worker" : `${count(card.members.length)} workers`;
     const state = card.state ? `${workers} · ${words(card.state.toLowerCase())}` : "not known yet";
-    return h("div", { class: "plain" }, h("dt", {}, `Group ${card.app_id}`), h("dd", {}, h("span", {}, state)));
+    return h("div", { class: "plain" }, h("dt", { title: card.app_id }, "Consumer group"), h("dd", {}, h("span", {}, state)));
   }
 
   draw(samples, marks, now) {

@@ -5,7 +5,9 @@ import { h, say, set, svg } from "./dom.js";
 import { ago, time, words } from "./format.js";
 
 const WIDTH = 600;
-const HEIGHT = 84;
+const HEIGHT = 92;
+/** Above the curve, for the scale and the names of marks. */
+const ROOM = 20;
 /** What is shown grows with what is known, up to five minutes. */
 const LEAST_MS = 60_000;
 const MOST_MS = 300_000;
@@ -72,7 +74,7 @@ export class Chart {
     const most = Math.max(0, ...this.samples.map((sample) => this.read(sample)[0] ?? 0));
     const top = ceiling(most);
     const x = (at) => (Math.max(0, (at - begin) / this.span) * WIDTH).toFixed(1);
-    const y = (value) => (HEIGHT - (value / top) * (HEIGHT - 6)).toFixed(1);
+    const y = (value) => (HEIGHT - (value / top) * (HEIGHT - ROOM)).toFixed(1);
     const [large, small] = [0, 1].map((index) => this.pieces(index).map((piece) => piece.map(([at, value]) => `${x(at)},${y(value)}`)));
     set(this.edge, "d", large.map((piece) => `M${piece.join("L")}`).join(""));
     set(this.second, "d", small.map((piece) => `M${piece.join("L")}`).join(""));
