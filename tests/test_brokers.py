@@ -236,7 +236,7 @@ def test_a_restore_goes_on_behind_what_was_deleted(corner: Corner) -> None:
     for future in corner.admin.delete_records([TopicPartition(topic, 0, 6)]).values():
         future.result(30)
     store = corner.store()
-    restore(corner.config, {(topic, 0): store}, {(topic, 0): 0}, {(topic, 0): 10}, lambda _: None, lambda: False)
+    restore(corner.reading, {(topic, 0): store}, {(topic, 0): 0}, {(topic, 0): 10}, Restoring(), lambda: False)
     assert [key for key, _ in store.items()] == [b"k6", b"k7", b"k8", b"k9"]
     assert store.checkpoint is not None
     assert store.checkpoint.offset == 9

@@ -97,7 +97,7 @@ def test_a_live_check_is_refused() -> None:
         App("one").LiveCheck()
 
 
-def test_a_stream_that_nothing_would_come_to_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_stream_that_nothing_would_come_to_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """An app without agents joins no group: its task would wait for ever, and say nothing."""
     app = App("one")
     topic = app.topic("in")
