@@ -10,7 +10,10 @@ from streams_app.embedded import EmbeddedKafka, free_port
 from tests.rig import rig
 
 
-@pytest.mark.parametrize("guarantee", ["exactly_once", "at_least_once", "at_most_once"])
+@pytest.mark.parametrize(
+    "guarantee",
+    ["exactly_once", *(pytest.param(each, marks=pytest.mark.prove) for each in ("at_least_once", "at_most_once"))],
+)
 def test_a_broker_that_is_killed_and_started_again_ends_no_worker(tmp_path: Path, guarantee: str) -> None:
     """Asked for a group's offsets at that moment, librdkafka's admin client ended the process; and nobody rejoined."""
     with (

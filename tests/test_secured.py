@@ -35,6 +35,8 @@ from tests.secured import (
     secured_kafka,
 )
 
+#: Whoever gets in by both gets in by one of them; each by itself is tried where there is time.
+PROVE = pytest.mark.prove
 NOT_TRANSACTIONAL = {"STREAMS_APP_AT_LEAST_ONCE_FENCED": "no", "STREAMS_APP_GUARANTEES": "at_least_once,at_most_once"}
 
 
@@ -148,7 +150,9 @@ class Site:
         assert json.loads(verdict)["held"] is True, said
 
 
-@pytest.mark.parametrize("scheme", ["kafka+ssl", "kafka+sasl", "kafka+sasl+ssl"])
+@pytest.mark.parametrize(
+    "scheme", [*(pytest.param(each, marks=PROVE) for each in ("kafka+ssl", "kafka+sasl")), "kafka+sasl+ssl"]
+)
 def test_a_release_is_provisioned_and_works(secured: Secured, scheme: str, tmp_path: Path) -> None:
     """One client of a worker that was forgotten would fail at its first use, in production."""
     site = Site(secured, scheme, tmp_path, "full")
@@ -159,7 +163,7 @@ def test_a_release_is_provisioned_and_works(secured: Secured, scheme: str, tmp_p
         site.flow(("transfers", "sensor-readings", "page-views"))
 
 
-@pytest.mark.parametrize("scheme", ["kafka+ssl", "kafka+sasl+ssl"])
+@pytest.mark.parametrize("scheme", [pytest.param("kafka+ssl", marks=PROVE), "kafka+sasl+ssl"])
 def test_the_demo_is_a_guest_of_a_kafka_with_locks(secured: Secured, scheme: str, tmp_path: Path) -> None:
     """It starts workers, generators and an audit of its own; and leaves nothing behind."""
     site = Site(secured, scheme, tmp_path, "full")
@@ -254,6 +258,7 @@ class TestWithAcls:
         with site.worker():
             site.flow(("transfers",))
 
+    @PROVE
     def test_the_demo_stays_behind_the_prefix(self, secured: Secured, site: Site) -> None:
         """Anything else it may not touch; and where it may not create topics, it says what else to do."""
         secured.permit(site.prefix, *READ_AND_WRITE, TRANSACT)
