@@ -53,7 +53,7 @@ PHONE, PHONE_DARK = View("phone", 390, 844, phone=True), View("phone-dark", 390,
 
 def below(view: View) -> View:
     """The panels below the cards."""
-    return view._replace(name=f"{view.name}-below", at=".columns")
+    return view._replace(name=f"{view.name}-below", height=760, at=".columns")
 
 
 async def take(page: Page, state: str, *views: View) -> None:
@@ -103,11 +103,11 @@ async def tell(made: Rig, ports: dict[str, int], page: Page) -> None:
     await page.wait(DONE, "all is done", DRAINED_S)
     await asyncio.sleep(6)
     await take(page, "rest", LIGHT, DARK, PHONE)
+    assert page.errors == []
     made.workers[0].kill()
     await page.wait("document.body.dataset.connection === 'cut'", "it is cut")
     await asyncio.sleep(3)
     await take(page, "cut", LIGHT, PHONE_DARK)
-    assert page.errors == []
 
 
 async def main() -> None:

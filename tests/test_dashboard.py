@@ -31,6 +31,7 @@ from streams_app import app
 from streams_app.dashboard import _PAGE, board
 from streams_app.dashboard.board import Board
 from streams_app.dashboard.cluster import Group, Marks, Member, Partition
+from streams_app.figures import Figures
 from streams_app.generate import Feed, Plan
 from streams_app.kafka import KafkaAddress
 from tests.browser import Page, browser, chromium
@@ -157,7 +158,7 @@ def test_what_the_stream_says_equals_the_audit(site: Site) -> None:
     assert newest["error"]
     assert newest["message"]
     assert newest["source"].startswith(newest["topic"])
-    assert last["process"]["engines"]["exactly_once"]["batches"] > 0
+    assert last["process"]["engines"]["exactly_once"]["counts"]["batches"] > 0
 
 
 def test_a_process_of_one_guarantee_shows_all_three(site: Site) -> None:
@@ -269,6 +270,10 @@ async def test_the_numbers_on_the_page_equal_the_audits_and_go_on_through_a_kill
         )
         site.start("two")
         await page.wait("document.getElementById('happened').textContent.includes('two joined')", "two is back")
+        rows = await page.ask("[...document.querySelectorAll('#engines tbody th')].map(e => e.textContent)")
+        assert {"Events handled", "Commits", "Set aside"} <= {*rows}
+        failed = await page.ask("[...document.querySelectorAll('#engines .trouble th')].map(e => e.textContent)")
+        assert all(row.startswith(("Dropped: ", "Tried anew: ")) for row in failed)
         assert page.errors == []
     site.workers["two"].wait_started(3)
 
@@ -286,6 +291,7 @@ async def test_the_page_says_so_when_its_stream_is_cut_and_when_it_is_back(site:
         await page.wait("document.body.dataset.connection === 'cut'", "the page says that it is cut")
         said = await page.wait("document.getElementById('notice').innerText", "a notice")
         assert re.search(r"cut since \d\d:\d\d:\d\d .*trying again", said), said
+        assert "holds" not in await page.ask("document.getElementById('verdict').innerText"), "nobody knows that now"
         # What was known is still there, and looks stale.
         assert await number(page, "exactly_once.set_aside") == known
         assert float(await page.ask("getComputedStyle(document.querySelector('.outcome')).opacity")) < 1
@@ -451,6 +457,20 @@ def test_what_happened_in_a_group_is_told_once(after: list[Group], told: list[tu
         marks.note([each], at_ms)
         marks.note([each], at_ms)
     assert [(mark.kind, mark.worker) for mark in marks.latest] == told
+
+
+def test_what_failed_in_an_engine_is_told_by_its_reason_and_nothing_else_is_called_a_failure() -> None:
+    """Commits were once shown as failures, as somebody had begun to count outputs."""
+    figures = Figures()
+    figures["batches"], figures["outputs"] = 7, 9
+    figures.drop("partitions_lost")
+    figures.troubles["kafka_unreachable"] += 2
+    told = board._engine(figures)
+    assert told["counts"]["batches"] == 7
+    assert told["counts"]["dropped_batches"] == 1
+    assert (told["dropped"], told["troubles"]) == ({"partitions_lost": 1}, {"kafka_unreachable": 2})
+    words = (_PAGE / "panels.js").read_text().partition("const COUNTED = {")[2].partition("};")[0]
+    assert set(re.findall(r"(\w+): \"", words)) == set(told["counts"])
 
 
 def test_amounts_of_any_size_keep_their_digits() -> None:

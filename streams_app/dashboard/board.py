@@ -25,6 +25,7 @@ from mode import Service
 
 from streams_app.audit import audited_family
 from streams_app.dashboard.observer import LETTERS, Judged, Seen, Task
+from streams_app.figures import Figures
 from streams_app.registry import followers, panels
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ _RETRY_S, _LONGEST_RETRY_S = 1.0, 30.0
 _END_TIMEOUT_S = 5.0
 #: A line holds every partition.
 _LINE_LIMIT_BYTES = 16 * 1024 * 1024
+#: Figures of an engine; the page has words for each.
+_COUNTS = ("events", "batches", "rebalances", "dead_letters", "given_up", "dropped_batches")
 _COMMAND = "from streams_app.dashboard.observer import main; main()"
 
 #: Time in ms, and by guarantee: records per second, waiting ones, p50 and p99 of the latency in ms.
@@ -110,7 +113,7 @@ class Board(Service):
             "worker": slot,
             "pid": os.getpid(),
             "started_ms": self._started_ms,
-            "engines": {app.guarantee: dict(app.engine.figures) for app in running},
+            "engines": {app.guarantee: _engine(app.engine.figures) for app in running},
         }
 
     def _guarantee(self, app: App, seen: Seen | None) -> dict[str, Any]:
@@ -234,6 +237,15 @@ class Board(Service):
         """Leave no process behind, whoever was cancelled."""
         if self._process is not None:
             await self._end(self._process)
+
+
+def _engine(figures: Figures) -> dict[str, Any]:
+    """What is shown of an engine: counts, and the reasons of what failed."""
+    return {
+        "counts": {name: figures[name] for name in _COUNTS},
+        "dropped": dict(figures.dropped),
+        "troubles": dict(figures.troubles),
+    }
 
 
 def _sampled(card: dict[str, Any]) -> tuple[float, int, int | None, int | None]:

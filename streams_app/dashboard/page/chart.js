@@ -8,6 +8,8 @@ const WIDTH = 600;
 const HEIGHT = 92;
 /** Above the curve, for the scale and the names of marks. */
 const ROOM = 20;
+/** At most so wide is a letter up there, in pixels. */
+const LETTER = 7;
 /** What is shown grows with what is known, up to five minutes. */
 const LEAST_MS = 60_000;
 const MOST_MS = 300_000;
@@ -82,21 +84,35 @@ export class Chart {
     set(this.areas, "d", large.map((piece) => `M${floor(piece[0])}L${piece.join("L")}L${floor(piece.at(-1))}Z`).join(""));
     this.gaps.replaceChildren(...this.unknown(begin).map(([from, to]) => svg("rect", { class: "gap", x: x(from), width: x(to) - x(from), y: 0, height: HEIGHT })));
     this.lines.replaceChildren(...this.marks.map((mark) => this.line(mark, x(mark.at_ms))));
-    this.flags.replaceChildren(...this.marks.filter((mark) => mark.worker).map((mark) => this.flag(mark, (mark.at_ms - begin) / this.span)));
     say(this.top, most > 0 ? this.show(top) : "");
+    this.flags.replaceChildren(...this.flagged(begin));
     this.look(this.at);
   }
 
   line(mark, x) {
-    const about = mark.kind === "rebalance" ? "" : " worker";
+    const about = mark.kind === "rebalance" ? "" : ` worker ${mark.kind}`;
     const title = svg("title", {}, `${time(mark.at_ms)} ${mark.worker} ${words(mark.kind)}`);
     return svg("line", { class: `mark${about}`, x1: x, x2: x, y1: 0, y2: HEIGHT }, title);
   }
 
-  flag(mark, share) {
-    const flag = h("span", { class: share > 0.7 ? "before" : "" }, `${mark.worker} ${mark.kind === "left" ? "gone" : mark.kind}`);
-    flag.style.left = `${(100 * share).toFixed(2)}%`;
-    return flag;
+  /** Names beside the lines of workers: who is gone first, then the newest, and none over another. */
+  flagged(begin) {
+    const width = this.svg.clientWidth;
+    const taken = [[0, this.top.textContent.length * LETTER]];
+    const flags = [];
+    const gone = (mark) => Number(mark.kind === "left");
+    for (const mark of this.marks.filter((each) => each.worker).sort((one, other) => gone(other) - gone(one) || other.at_ms - one.at_ms)) {
+      const text = `${mark.worker} ${mark.kind === "left" ? "gone" : mark.kind}`;
+      const long = text.length * LETTER + 10;
+      const x = ((mark.at_ms - begin) / this.span) * width;
+      const from = [x - long, x].find((start) => start >= 0 && start + long <= width && !taken.some(([left, right]) => start < right && start + long > left));
+      if (from === undefined) continue;
+      taken.push([from, from + long]);
+      const flag = h("span", { class: `${mark.kind} ${from < x ? "before" : "after"}` }, text);
+      flag.style.left = `${((100 * x) / width).toFixed(2)}%`;
+      flags.push(flag);
+    }
+    return flags;
   }
 
   /** The values as points, in pieces between which nothing is known. */

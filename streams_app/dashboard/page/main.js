@@ -82,7 +82,6 @@ function show() {
   const { process } = state;
   say($("from"), `seen from ${process.worker || "a process without agents"} · process ${process.pid}`);
   showTotals(state);
-  showVerdict();
   showHolders(state.guarantees);
   showLetters(state.letters, state.reasons, now());
   showWorker(process, now());
@@ -93,6 +92,7 @@ function show() {
 function tick() {
   showConnection();
   if (state === null) return;
+  showVerdict(document.body.dataset.connection === "live");
   const drawn = [...samples.values()].sort((one, other) => one.at - other.at);
   const happened = [...marks.values()];
   for (const card of cards.values()) card.draw(drawn, happened, now());
@@ -125,32 +125,34 @@ function showConnection() {
   set(node, "class", connection === "cut" ? "notice bad" : "notice");
 }
 
-function showVerdict() {
+/** `live`: it is of now; else only what was so when it was last seen. */
+function showVerdict(live) {
   const judged = state.judged;
   const found = Object.entries(judged?.anomalies ?? {}).flatMap(([name, kinds]) => Object.entries(kinds).map(([kind, number]) => [name, kind, number]));
   const total = found.reduce((sum, [, , number]) => sum + number, 0);
-  const upToDate = judged !== null && judged !== undefined && judged.behind_s !== null;
-  const state_ = total ? "bad" : upToDate ? "good" : "";
-  set($("verdict"), "class", `verdict ${state_}`);
-  set($("sign"), "d", { good: "m5 12.5 4.5 4.5L19 7.5", bad: "M6 6l12 12M18 6 6 18", "": "M12 6v7M12 17.5v.5" }[state_]);
+  const complete = Boolean(judged) && judged.behind_s !== null;
+  const verdict = total ? "bad" : complete && live ? "good" : "";
+  set($("verdict"), "class", `verdict ${verdict}`.trim());
+  set($("sign"), "d", { good: "m5 12.5 4.5 4.5L19 7.5", bad: "M6 6l12 12M18 6 6 18", "": "M12 6v7M12 17.5v.5" }[verdict]);
   let title = "Reading what was committed";
   if (total) title = `${count(total)} ${total === 1 ? "anomaly" : "anomalies"} found`;
-  else if (upToDate) title = "Every guarantee holds";
+  else if (complete) title = live ? "Every guarantee holds" : "Every guarantee held, when last seen";
   say($("verdict-words"), title);
-  say($("verdict-detail"), detail(judged, upToDate));
-  for (const node of document.querySelectorAll(".cards")) node.classList.toggle("behind", !upToDate);
+  say($("verdict-detail"), detail(judged, complete, live));
+  for (const node of document.querySelectorAll(".cards")) node.classList.toggle("behind", !complete);
   document.title = total ? `${title} – streams-app` : "streams-app";
   const recent = (judged?.recent ?? []).map((each) => h("li", {}, `${time(each.at_ms)} ${each.anomaly}: ${each.text}`));
   replace($("found"), total ? [...found.map(([name, kind, number]) => h("li", {}, h("b", {}, `${words(name)}: ${kind} ${count(number)}`))), ...recent] : []);
   $("found").hidden = !total;
 }
 
-function detail(judged, upToDate) {
+function detail(judged, complete, live) {
   if (!judged) return "One moment: the first figures come within seconds.";
   const remarks = judged.remarks.length ? ` ${judged.remarks.join("; ")}.` : "";
-  if (!upToDate) return `${count(judged.records)} committed records judged so far, ${count(judged.records_per_s)} a second; what follows is not complete yet.${remarks}`;
-  const age = (now() - judged.at_ms) / 1000 + judged.behind_s;
-  return `Judged from ${count(judged.records)} committed records, up to ${seconds(Math.max(1, age))} ago.${remarks}`;
+  if (!complete) return `${count(judged.records)} committed records judged so far, ${count(judged.records_per_s)} a second; what follows is not complete yet.${remarks}`;
+  const upTo = judged.at_ms - judged.behind_s * 1000;
+  const when = live ? `up to ${seconds(Math.max(1, (now() - upTo) / 1000))} ago` : `up to ${time(upTo - skew)}`;
+  return `Judged from ${count(judged.records)} committed records, ${when}.${remarks}`;
 }
 
 /** A page that nobody sees costs nothing: what it missed is told when it is seen again. */

@@ -16,6 +16,13 @@ const TOLD = {
   page: ["This page’s worker restarted", "its own figures begin anew"],
 };
 
+const COUNTED = {
+  events: "Events handled", batches: "Commits", rebalances: "Assignments", dead_letters: "Set aside", given_up: "Given up, at most",
+  dropped_batches: "Batches dropped",
+};
+/** What failed, by its reason. */
+const FAILED = { dropped: "Dropped:", troubles: "Tried anew:" };
+
 export function showHolders(guarantees) {
   const workers = [...new Set(guarantees.flatMap((card) => card.members.map((member) => member.worker)))].sort();
   const rows = [];
@@ -93,18 +100,20 @@ export function showWorker(process, now) {
     replace($("engines"), [h("p", { class: "empty" }, "This process runs no agents; it shows what the others do.")]);
     return;
   }
-  const usual = ["events", "batches", "dropped_batches", "dead_letters", "given_up"];
-  const failures = [...new Set(guarantees.flatMap((name) => Object.keys(process.engines[name])))].filter((name) => !usual.includes(name)).sort();
-  const called = { events: "Events handled", batches: "Commits", dropped_batches: "Batches dropped", dead_letters: "Set aside", given_up: "Given up, at most" };
-  const row = (name) => h(
-    "tr", failures.includes(name) ? { class: "trouble" } : {},
-    h("th", { scope: "row" }, called[name] ?? `Failed: ${name}`),
-    ...guarantees.map((each) => h("td", {}, count(process.engines[each][name] ?? 0))),
+  const row = (called, value, failed = false) => h(
+    "tr", failed ? { class: "trouble" } : {},
+    h("th", { scope: "row" }, called),
+    ...guarantees.map((name) => h("td", {}, count(value(process.engines[name]) ?? 0))),
   );
+  const counts = Object.entries(COUNTED).map(([name, called]) => row(called, (engine) => engine.counts[name]));
+  const failures = Object.entries(FAILED).flatMap(([kind, called]) => {
+    const reasons = [...new Set(guarantees.flatMap((name) => Object.keys(process.engines[name][kind])))].sort();
+    return reasons.map((reason) => row(`${called} ${words(reason)}`, (engine) => engine[kind][reason], true));
+  });
   replace($("engines"), [h(
     "table", { class: "engines live" },
     h("thead", {}, h("tr", {}, h("th", {}), ...guarantees.map((name) => h("th", { scope: "col" }, capital(words(name)))))),
-    h("tbody", {}, ...[...usual, ...failures].map(row)),
+    h("tbody", {}, ...counts, ...failures),
   )]);
 }
 
