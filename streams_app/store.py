@@ -229,7 +229,7 @@ class Store:
         # What was published comes first; what is restored is newer. What has no place in the changelog that is known of is
         # restored from its beginning.
         self.write_out()
-        self._unwritten, self._stale, self._oldest_unwritten_ms = {}, [], _NEVER_MS
+        self._unwritten, self._stale = {}, []
         self._recent, self._recent_bytes = {}, 0
         if self.expires_ms is not None:
             self._note_times(writes.values())
