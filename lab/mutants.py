@@ -109,6 +109,14 @@ MUTANTS = (
         simulated=Simulated("exactly_once"),
     ),
     Mutant(
+        "lets a question to the coordinator time out before its client is gone",
+        "",
+        "streams_app/offsets.py",
+        "describe_consumer_groups([self._group_id], request_timeout=COORDINATOR_TIMEOUT_S)",
+        "describe_consumer_groups([self._group_id], request_timeout=0.5)",
+        test="test_brokers.py::test_a_coordinator_that_is_found_late_does_not_end_the_process",
+    ),
+    Mutant(
         "takes an error of the commit for an abort",
         "2",
         "streams_app/session.py",

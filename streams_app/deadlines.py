@@ -24,6 +24,11 @@ T = TypeVar("T")
 
 #: librdkafka's own time-out gets that much more time to be kept.
 _GRACE_S = 1.0
+#: What librdkafka is told as the time-out of a question to a group's coordinator. It must not be over as long as its client
+#: lives: a question that has timed out before the coordinator is found is answered twice when it is, and the assertion
+#: ``eonce->refcnt > 0`` ends the process (2.16.1, rdkafka_coord.c; a broker that was away for long enough suffices). Whoever
+#: asks bounds the wait for the answer's future, and gives the client up when there is none.
+COORDINATOR_TIMEOUT_S = 3600.0
 
 #: What a thread is asked to call, and where its answer goes.
 _Calls: TypeAlias = "SimpleQueue[tuple[Future[Any], Any, Any]]"

@@ -14,6 +14,7 @@ from pathlib import Path
 from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient
 
+from streams_app.deadlines import COORDINATOR_TIMEOUT_S
 from streams_app.embedded import Broker
 from streams_app.errors import KafkaUnreachable, NotPermitted
 from streams_app.kafka import KafkaAddress
@@ -104,12 +105,13 @@ def _delete_topics(address: KafkaAddress, prefix: str) -> None:
         members = [group.group_id for group in groups if group.group_id.startswith(prefix)]
         deleting = dict(admin.delete_topics(topics, request_timeout=_ADMIN_TIMEOUT_S)) if topics else {}
         if members:
-            deleting |= admin.delete_consumer_groups(members, request_timeout=_ADMIN_TIMEOUT_S)
+            deleting |= admin.delete_consumer_groups(members, request_timeout=COORDINATOR_TIMEOUT_S)
         for future in deleting.values():
             future.result(_ADMIN_TIMEOUT_S)
-    except KafkaException as error:
-        if error.args[0].code() in _NOT_PERMITTED:
+    except (KafkaException, TimeoutError) as error:
+        why = error.args[0] if isinstance(error, KafkaException) else KafkaError(KafkaError._TIMED_OUT)
+        if why.code() in _NOT_PERMITTED:
             raise NotPermitted(f"the topics {prefix}* (this Kafka does not let us delete them)") from error
         raise KafkaUnreachable(
-            f"the demo is through, but its topics {prefix}* could not be deleted: {error.args[0].str()}"
+            f"the demo is through, but its topics {prefix}* could not be deleted: {why.str()}"
         ) from error

@@ -27,7 +27,7 @@ from confluent_kafka import (
 )
 from confluent_kafka.admin import AdminClient, ConfigResource, OffsetSpec
 
-from streams_app.deadlines import discard
+from streams_app.deadlines import COORDINATOR_TIMEOUT_S, discard
 from streams_app.errors import KafkaUnreachable, PartitionsLost
 from streams_app.session import Owner
 
@@ -141,7 +141,7 @@ class Offsets:
         owners = self._owners()
         if not owners.keys() & set(partitions):
             return set()
-        members = self._members()
+        members = self.members()
         # A restarted worker has its predecessor's transactional id, and may have claimed partitions with it already.
         living = {owner.transactional_id for owner in owners.values() if owner.member_id in members}
         ours = [owners[tp] for tp in partitions if tp in owners]
@@ -151,9 +151,20 @@ class Offsets:
         committed = self._committed(self._reader, self._all_partitions(), _REQUEST_TIMEOUT_S)
         return {tp: each.owner for tp, each in committed.items() if each.owner is not None}
 
-    def _members(self) -> set[str]:
-        [future] = self._admin.describe_consumer_groups([self._group_id], request_timeout=_REQUEST_TIMEOUT_S).values()
-        return {member.member_id for member in _result(future).members}
+    def members(self) -> set[str]:
+        """The ids of the group's live members.
+
+        Raises:
+            KafkaUnreachable: no answer.
+        """
+        asked = self._admin.describe_consumer_groups([self._group_id], request_timeout=COORDINATOR_TIMEOUT_S)
+        try:
+            return {member.member_id for member in asked[self._group_id].result(_REQUEST_TIMEOUT_S).members}
+        except TimeoutError as error:
+            discard(self.__dict__.pop("_admin"))
+            raise KafkaUnreachable(
+                f"nobody says who is in the group {self._group_id}: its coordinator is away"
+            ) from error
 
     def group_has_offsets(self) -> set[TP]:
         """All partitions for which the group has an offset."""

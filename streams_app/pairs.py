@@ -8,6 +8,7 @@ lost. Memory, by the first byte of its keys:
 ``k`` key                            `_Open`: inputs without answer, answers without input
 ``p`` partition and offset of input  its key, or nothing where it has none: inputs without answer, in order
 ``e`` partition and offset of input  dead letters whose input was not read yet
+``x`` partition and offset of input  inputs without a key that were counted as lost; their letter may come late all the same
 ``j`` cut, ``k`` or ``e``, key       what to judge once a cut above this one is reached
 ``t`` nothing                        `_Totals`
 ===== ============================== =====================================================================================
@@ -183,7 +184,8 @@ class Pairs(Follower):
         self.memory.put(key, _encode(each) if each.inputs or each.answers else None)
 
     def _close_by_letters(self, letters: Sequence[tuple[Place, Observed]]) -> None:
-        found = self.memory.get({_place(b"p", place) for place, _ in letters if min(place) >= 0})
+        places = {place for place, _ in letters if min(place) >= 0}
+        found = self.memory.get(_place(kind, place) for place in places for kind in (b"p", b"x"))
         for place, record in letters:
             if min(place) < 0:
                 continue  # written by somebody else
@@ -191,6 +193,9 @@ class Pairs(Follower):
             name = _place(b"p", place)
             if name in found:
                 self._close(name, found.pop(name))
+            elif found.pop(late := _place(b"x", place), None) is not None:
+                self.memory.put(late, None)
+                self._totals.lost -= 1
             elif (other := self._same_as(place, record)) is not None:
                 self._close(*other)
             else:
@@ -283,6 +288,8 @@ class Pairs(Follower):
         if at_ms is not None and at_ms <= cut.horizon_ms:
             return  # believed: its answer may have been deleted before we came
         self._totals.lost += 1
+        if not key:
+            self.memory.put(_place(b"x", place), b"")
         if not self.may_lose:
             where = f"{self._input}[{place[0]}]@{place[1]}"
             self.memory.report("lost", f"{where} was consumed, and has neither an answer nor a dead letter")

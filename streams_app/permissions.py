@@ -6,6 +6,7 @@ exist; a transactional id lets a producer begin, or not. Only `try_transaction`,
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 from collections.abc import Iterable, Sequence
@@ -23,7 +24,7 @@ from confluent_kafka import (
 )
 from confluent_kafka.admin import AclOperation, AdminClient, TopicDescription
 
-from streams_app.deadlines import discard, within
+from streams_app.deadlines import COORDINATOR_TIMEOUT_S, discard, within
 from streams_app.errors import KafkaUnreachable, NotPermitted
 from streams_app.kafka import KafkaAddress
 from streams_app.session import Pin, unfenced_group_metadata
@@ -158,10 +159,14 @@ def described(
     return {name: _answer(future) for name, future in futures.items()}
 
 
-def _answer(future: Future[Any]) -> Any:
-    """What was asked for, or the error, of librdkafka's own time-out for one."""
+def _answer(future: Future[Any], timeout_s: float | None = None) -> Any:
+    """What was asked for, or the error, of librdkafka's own time-out for one.
+
+    Raises:
+        TimeoutError: nothing came in ``timeout_s``.
+    """
     try:
-        return future.result()
+        return future.result(timeout_s)
     except KafkaException as error:
         return error.args[0]
 
@@ -171,10 +176,11 @@ def missing_of_groups(admin: AdminClient, groups: Iterable[str], timeout_s: floa
     missing = []
     for group in groups:
         nowhere = ConsumerGroupTopicPartitions(group, [TopicPartition(f"{group}-no-such-topic", 0, 0)])
-        [future] = admin.alter_consumer_group_offsets([nowhere], request_timeout=timeout_s).values()
-        answer = _answer(future)
-        if isinstance(answer, KafkaError) and answer.code() == KafkaError.GROUP_AUTHORIZATION_FAILED:
-            missing.append(Acl("Group", ("Read",), group))
+        [future] = admin.alter_consumer_group_offsets([nowhere], request_timeout=COORDINATOR_TIMEOUT_S).values()
+        with contextlib.suppress(TimeoutError):
+            answer = _answer(future, timeout_s)
+            if isinstance(answer, KafkaError) and answer.code() == KafkaError.GROUP_AUTHORIZATION_FAILED:
+                missing.append(Acl("Group", ("Read",), group))
     return missing
 
 

@@ -233,6 +233,27 @@ def test_an_answer_that_comes_late_is_no_loss(tmp_path: Path) -> None:
     told.memory.close()
 
 
+def test_a_dead_letter_that_comes_late_is_no_repetition(tmp_path: Path) -> None:
+    """The same of one that tells no device: all that it has in common with its reading is the place."""
+    world = Sensors()
+    world.append("sensor-readings", b"device", b"no JSON")
+    world.run()
+    [late] = world.all("dead-letters")
+    world.remove(late)
+    told = Told(tmp_path, Prompt)
+    told.tell(world)
+    assert told.figures()["lost"] == 1
+    world.topics[late.topic][late.partition].append(late)
+    told.tell(world)
+    told.tell(world)
+    assert (told.figures()["lost"], told.memory.meta.anomalies) == (0, {})
+    world.topics[late.topic][late.partition].append(late._replace(offset=late.offset + 1))
+    told.tell(world)
+    told.tell(world)
+    assert set(told.memory.meta.anomalies) == {"repeated"}
+    told.memory.close()
+
+
 def test_what_may_be_late_is_waited_for(tmp_path: Path) -> None:
     """Each batch in hand would flicker as lost."""
     world = Sensors()

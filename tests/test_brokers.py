@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -19,6 +21,8 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 from faust.types import TP
 
+from lab.wire import Wire
+from streams_app.embedded import free_port
 from streams_app.errors import KafkaUnreachable, PartitionsLost, StartRefused
 from streams_app.faust_adapter import ConsumerThread
 from streams_app.guarantees import ExactlyOnce
@@ -405,3 +409,37 @@ async def test_every_partition_has_its_turn(corner: Corner) -> None:
     finally:
         await consumer.stop()
     assert turns in ([[tps[0]], [tps[1]]] * 3, [[tps[1]], [tps[0]]] * 3)
+
+
+def test_a_coordinator_that_is_found_late_does_not_end_the_process(corner: Corner) -> None:
+    """An assertion of librdkafka's does, if the question's time-out was over: brokers that were away for so long suffice."""
+    pin = corner.join()
+    port, broker = free_port(), int(corner.config["bootstrap.servers"].rpartition(":")[2])
+    asks = (
+        "import sys\n"
+        "from streams_app import offsets\n"
+        "from streams_app.errors import KafkaUnreachable\n"
+        "asked = offsets.Offsets({'bootstrap.servers': sys.argv[1], 'log_level': 0}, sys.argv[2])\n"
+        "offsets._REQUEST_TIMEOUT_S = 1.0\n"
+        "try:\n"
+        "    asked.members()\n"
+        "except KafkaUnreachable:\n"
+        "    print('nobody answers', flush=True)\n"
+        "offsets._REQUEST_TIMEOUT_S = 60.0\n"
+        "print(*asked.members())\n"
+    )
+    asking = subprocess.Popen(
+        [sys.executable, "-c", asks, f"127.0.0.1:{port}", corner.name],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert asking.stdout is not None
+    assert asking.stdout.readline() == "nobody answers\n"
+    wire = Wire([(port, broker)]).start()
+    try:
+        said, errors = asking.communicate(timeout=90)
+    finally:
+        wire.close()
+        asking.kill()
+    assert (asking.returncode, said, errors) == (0, f"{pin.member_id}\n", "")

@@ -441,6 +441,10 @@ class _Done(NamedTuple):
         return self.answer
 
 
+#: How long the engine waits for an answer whose own time-out must not be over, see `COORDINATOR_TIMEOUT_S`.
+_WAITED_S = 10.0
+
+
 class Admin:
     """`confluent_kafka.admin.AdminClient`."""
 
@@ -459,7 +463,7 @@ class Admin:
     def describe_consumer_groups(self, groups: Sequence[str], request_timeout: float) -> dict[str, _Done]:
         """Live members."""
         group = self._process.broker.group
-        members = self._ask("DescribeGroups", lambda: list(group.members), request_timeout)
+        members = self._ask("DescribeGroups", lambda: list(group.members), min(request_timeout, _WAITED_S))
         return {groups[0]: _Done(SimpleNamespace(members=[SimpleNamespace(member_id=each) for each in members]))}
 
     def list_offsets(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Collection, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import msgspec
@@ -16,7 +17,7 @@ from confluent_kafka.admin import AdminClient
 
 from streams_app.audit import AT_MOST_ONCE, TP, AuditedApp, Log
 from streams_app.claims import Claim
-from streams_app.deadlines import discard
+from streams_app.deadlines import COORDINATOR_TIMEOUT_S, discard
 from streams_app.kafka import KafkaAddress
 
 _REQUEST_TIMEOUT_S = 5.0
@@ -87,13 +88,21 @@ class Cluster:
         self._prefix = prefix
         self._client_id = f"{client_id}-"
         self._log = Log(address, request_timeout_s=_REQUEST_TIMEOUT_S)
-        self._admin = AdminClient({**address.librdkafka(), "log_level": 0})
+        self._config = {**address.librdkafka(), "log_level": 0}
         self._samples: deque[tuple[float, dict[TP, int]]] = deque()
 
     def close(self) -> None:
         """Give the connections back."""
         self._log.close()
-        discard(self.__dict__.pop("_admin"))
+        self._give_up_admin()
+
+    @cached_property
+    def _admin(self) -> AdminClient:
+        return AdminClient(self._config)
+
+    def _give_up_admin(self) -> None:
+        if "_admin" in self.__dict__:
+            discard(self.__dict__.pop("_admin"))
 
     def look(self) -> list[Group]:
         """Ask.
@@ -117,10 +126,13 @@ class Cluster:
         ]
 
     def _described(self) -> dict[str, Any]:
-        asked = self._admin.describe_consumer_groups(
-            [app.app_id for app in self._apps], request_timeout=_REQUEST_TIMEOUT_S
-        )
-        return {app_id: future.result(2 * _REQUEST_TIMEOUT_S) for app_id, future in asked.items()}
+        groups = [app.app_id for app in self._apps]
+        asked = self._admin.describe_consumer_groups(groups, request_timeout=COORDINATOR_TIMEOUT_S)
+        try:
+            return {app_id: future.result(_REQUEST_TIMEOUT_S) for app_id, future in asked.items()}
+        except TimeoutError:
+            self._give_up_admin()
+            raise
 
     def _rates(self, committed: dict[TP, int]) -> dict[str, float]:
         now_s = time.monotonic()
