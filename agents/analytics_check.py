@@ -48,6 +48,8 @@ class _Minute(msgspec.Struct, gc=False):
     #: Counts that were sent, and the highest of them.
     counts: int = 0
     highest: int = 0
+    #: Those below the highest that were not sent so far.
+    missing: set[int] | None = None
     #: What the table says.
     row: int = 0
 
@@ -162,10 +164,13 @@ class PageViewsCheck(Check):
         page = self._pages[count.page]
         minute = page.minutes[start_us // _MINUTE_US]
         minute.counts += 1
-        # After a crash counts go back a little; from there they go up one by one again.
+        # After a crash counts go back a little. A zombie that wakes up may send what it had in hand in part, before its
+        # successor sends all of it.
         if page.is_whole and count.views > minute.highest + 1:
-            text = f"{record}: {count.page} at {count.window_start} goes from {minute.highest} to {count.views}"
-            self.findings.add("gap", text, count.views - minute.highest - 1)
+            minute.missing = minute.missing or set()
+            minute.missing.update(range(minute.highest + 1, count.views))
+        elif minute.missing:
+            minute.missing.discard(count.views)
         minute.highest = max(minute.highest, count.views)
 
     # -- dead letters
@@ -259,6 +264,8 @@ class PageViewsCheck(Check):
             return 0
         sent = minute.highest if page.is_whole else minute.counts
         kept = minute.views if is_closed and not minute.row else minute.row
+        if minute.missing:
+            self.findings.add("gap", f"{where}: {min(minute.missing)} was never sent", len(minute.missing))
         lost = max(0, minute.views - min(sent, kept))
         if lost:
             text = f"{where}: {minute.views} views, {minute.row} in the table, {sent} in the counts that were sent"

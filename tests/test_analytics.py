@@ -427,6 +427,15 @@ class TestCheck:
         world.topics["page-view-counts"][PLACE] = [*counts[:4], *counts[1:4], counts[5]]
         assert anomalies(world.judge()) == {"gap": 1}
 
+    def test_a_count_that_is_sent_behind_its_successor_is_no_gap(self) -> None:
+        """A zombie's last words: some of its outputs have timed out, others leave, and then its successor sends them all."""
+        world = views_of(6)
+        counts = world.topics["page-view-counts"][PLACE]
+        world.topics["page-view-counts"][PLACE] = [*counts[:2], *counts[4:5], *counts[2:]]
+        check = world.judge()
+        assert anomalies(check) == {}
+        assert check.figures["repeated"] == 1
+
     def test_counts_and_rows_from_nowhere_are_found(self, world: Analytics) -> None:
         """Views could be made up."""
         count = {"page": "/nowhere", "window_start": NOON.isoformat(), "views": 1}

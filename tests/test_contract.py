@@ -179,6 +179,27 @@ def test_each_test_that_a_document_names_exists(document: str, fewest: int) -> N
         assert f"def {test}(" in (CHECKOUT / "tests" / file).read_text(), test
 
 
+def test_each_promise_of_the_readme_names_the_test_that_fails_when_it_is_broken() -> None:
+    """Else it is a sentence like any other."""
+    table = README[README.index("| | promise | its test |") :].split("\n\n")[0]
+    rows = [line.split(" | ") for line in table.splitlines()[2:]]
+    for row in rows:
+        assert len(row) == 4, row
+        found = re.findall(r'\[[^]]+\]\(tests/(test_\w+\.py) "(test_\w+)"\)', row[2])
+        assert found, f"{row[1]} has no test"
+        for file, test in found:
+            assert f"def {test}(" in (CHECKOUT / "tests" / file).read_text(), test
+    assert {row[0] for row in rows if row[0] != "|"} == {
+        f"| **{each}**{of}"
+        for each, of in (
+            ("exactly once", ", for money"),
+            ("at least once", ", for analytics"),
+            ("at most once", ", for sensors"),
+            ("all three", ""),
+        )
+    }
+
+
 def test_no_environment_leaks_into_these_tests() -> None:
     """The app of these tests is the one without a prefix."""
     assert not os.environ.get("KAFKA_PREFIX")
