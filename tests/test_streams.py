@@ -299,3 +299,15 @@ async def test_fausts_own_test_context_works() -> None:
         assert agent.results[0] == 8
         with pytest.raises(TypeError, match="run_agent"):
             await agent.put(Entry(7))
+
+
+def test_an_agent_that_is_defined_in_a_function_is_named_by_it() -> None:
+    """Its name is in metrics, in letters, and in the topic of its replies."""
+    app = an_app()
+
+    @app.agent(app.topic("in", value_type=Entry))
+    async def looks(stream):
+        async for _ in stream:
+            pass
+
+    assert looks.name == f"{__name__}.looks"
