@@ -117,6 +117,14 @@ MUTANTS = (
         test="test_brokers.py::test_a_coordinator_that_is_found_late_does_not_end_the_process",
     ),
     Mutant(
+        "takes the beginning of 1970 for now",
+        "",
+        "streams_app/session.py",
+        "    return 0 if timestamp_ms is None else timestamp_ms or 1\n",
+        "    return timestamp_ms or 0\n",
+        test="test_brokers.py::test_the_beginning_of_1970_is_not_now",
+    ),
+    Mutant(
         "takes an error of the commit for an abort",
         "2",
         "streams_app/session.py",

@@ -17,7 +17,7 @@ from confluent_kafka import KafkaError, KafkaException, Producer
 
 from streams_app.deadlines import discard, within
 from streams_app.errors import OutputRefused, TransactionAborted
-from streams_app.session import REFUSED, Output, Written
+from streams_app.session import REFUSED, Output, Written, stamp
 
 _SENT_AGAIN = {"enable.idempotence": True, "acks": "all"}
 _SENT_ONCE = {"enable.idempotence": False, "acks": "1", "message.send.max.retries": 0}
@@ -70,7 +70,7 @@ class Outbox:
         """
         topic, key, value, partition, timestamp_ms, headers = output
         at = -1 if partition is None else partition
-        self._hand_over(self._outputs, topic, value, key, at, timestamp=timestamp_ms or 0, headers=headers)
+        self._hand_over(self._outputs, topic, value, key, at, timestamp=stamp(timestamp_ms), headers=headers)
 
     def _hand_over(self, producer: Any, *record: Any, **more: Any) -> None:
         try:
@@ -95,7 +95,7 @@ class Outbox:
         for key, value, timestamp_ms in records:
             self._hand_over(
                 *(self._changelogs, topic, value, key, partition),
-                timestamp=timestamp_ms or 0,
+                timestamp=stamp(timestamp_ms),
                 on_delivery=written.on_delivery,
             )
         return written

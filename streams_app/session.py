@@ -156,6 +156,11 @@ def header_pairs(headers: Any) -> list[Any]:
     return list(headers.items()) if isinstance(headers, Mapping) else list(headers)
 
 
+def stamp(timestamp_ms: int | None) -> int:
+    """A record's timestamp as librdkafka takes it: 0 is this moment, so the beginning of 1970 is a millisecond later."""
+    return 0 if timestamp_ms is None else timestamp_ms or 1
+
+
 def header_bytes(pairs: Iterable[tuple[str, Any]]) -> int:
     """What headers, as pairs, take of a message."""
     return sum(len(name) + len(value or b"") for name, value in pairs)
@@ -273,14 +278,14 @@ class Session:
                 for each_key, each_value, each_ms in others:
                     self._produce_one(Output(topic, each_key, each_value, partition, each_ms))
             self._producer.produce(
-                topic, value, key, partition, timestamp=timestamp_ms or 0, on_delivery=written.on_delivery
+                topic, value, key, partition, timestamp=stamp(timestamp_ms), on_delivery=written.on_delivery
             )
         return written
 
     def _produce_one(self, output: Output) -> None:
         topic, key, value, partition, timestamp_ms, headers = output
         at = -1 if partition is None else partition
-        self._producer.produce(topic, value, key, at, timestamp=timestamp_ms or 0, headers=headers)
+        self._producer.produce(topic, value, key, at, timestamp=stamp(timestamp_ms), headers=headers)
 
     def _hand_over(self, topic: str, messages: list[_Message], partition: int = -1) -> None:
         """Many in one call, as each lets go of Python's lock, and gets it back when the agents have to wait for something.

@@ -27,6 +27,7 @@ from streams_app.errors import KafkaUnreachable, PartitionsLost, StartRefused
 from streams_app.faust_adapter import ConsumerThread
 from streams_app.guarantees import ExactlyOnce
 from streams_app.offsets import Offsets
+from streams_app.outbox import Outbox
 from streams_app.restore import Restoring, restore
 from streams_app.session import Consumed, Outgoing, Output, Owner, Pin, Session, unfenced_group_metadata
 from streams_app.start import Start
@@ -139,6 +140,29 @@ def test_records_handed_over_together_stand_where_and_in_the_order_they_were_mea
     assert values == expected
     assert found[at][1_200].timestamp()[1] == timed.timestamp_ms
     assert found[at][1_201].headers() == headed.headers
+
+
+@pytest.mark.parametrize("by", ["session", "outbox"])
+def test_the_beginning_of_1970_is_not_now(corner: Corner, by: str) -> None:
+    """Restored, a row of that time would close the windows of all that came after it, but for today's."""
+    sending: Session | Outbox
+    if by == "session":
+        sending = corner.session(corner.name)
+        sending.begin()
+        sending.produce(Outgoing([Output(corner.input[0], b"a", b"1", 0, 0)]))
+    else:
+        sending = Outbox({**corner.config, "acks": "all"}, retries=True, timeout_s=10.0)
+        sending.produce(Output(corner.input[0], b"a", b"1", 0, 0))
+    sending.produce_changelog(*corner.changelog, [(b"a", b"1", 0), (b"b", b"1", 0)])
+    sending.flush()
+    if isinstance(sending, Session):
+        sending.end()
+    reader = Consumer({**corner.config, "group.id": f"{corner.name}-reader", "enable.auto.commit": False})
+    reader.assign([TopicPartition(*corner.input, 0), TopicPartition(*corner.changelog, 0)])
+    found = reader.consume(3, timeout=30)
+    reader.close()
+    sending.close()
+    assert [message.timestamp()[1] for message in found] == [1, 1, 1]
 
 
 def test_a_pending_offset_is_waited_for(corner: Corner) -> None:
