@@ -28,8 +28,9 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar, cast
 
 import msgspec
 from confluent_kafka import (
+    OFFSET_BEGINNING,
+    OFFSET_END,
     Consumer,
-    IsolationLevel,
     KafkaError,
     KafkaException,
     Message,
@@ -41,16 +42,15 @@ from rich.table import Table as RichTable
 from streams_app.claims import Claim
 from streams_app.errors import KafkaUnreachable
 from streams_app.kafka import KafkaAddress
-from streams_app.offsets import metadata_of
+from streams_app.offsets import metadata_of, offsets_at
 from streams_app.registry import Check, Facts, Finding, Findings, Follower, Observed
 from streams_app.settings import Settings
 from streams_app.store import TIME_BYTES, local_stores, read_only_copy
 
 TP: TypeAlias = tuple[str, int]
 
-# Exported, but not for type checkers.
-_EARLIEST = cast(Any, kafka_admin).OffsetSpec.earliest()
-_LATEST = cast(Any, kafka_admin).OffsetSpec.latest()
+#: Clients want one; nothing is ever committed for it.
+_GROUP = "streams-app-audit"
 
 AT_MOST_ONCE = "at_most_once"
 
@@ -466,7 +466,7 @@ class Log:
         self._consumer = Consumer(
             {
                 **config,
-                "group.id": "streams-app-audit",  # the client wants one; nothing is ever committed for it
+                "group.id": _GROUP,
                 "enable.auto.commit": False,
                 "enable.auto.offset.store": False,
                 "enable.partition.eof": True,
@@ -491,15 +491,15 @@ class Log:
 
     def beginnings(self, tps: Iterable[TP]) -> dict[TP, int]:
         """First offset that each partition still has."""
-        return self._offsets(tps, _EARLIEST, IsolationLevel.READ_UNCOMMITTED)
+        return self._offsets(self._unstable(_GROUP), tps, OFFSET_BEGINNING)
 
     def ends(self, tps: Iterable[TP]) -> dict[TP, int]:
         """Offset behind the last record of each partition, open transactions included."""
-        return self._offsets(tps, _LATEST, IsolationLevel.READ_UNCOMMITTED)
+        return self._offsets(self._unstable(_GROUP), tps, OFFSET_END)
 
     def stable_ends(self, tps: Iterable[TP]) -> dict[TP, int]:
         """Offset of the first record of an open transaction; without one, the end."""
-        return self._offsets(tps, _LATEST, IsolationLevel.READ_COMMITTED)
+        return self._offsets(self._consumer, tps, OFFSET_END)
 
     def open_transactions(self, tps: Sequence[TP]) -> list[TP]:
         """Partitions in which a transaction is open."""
@@ -510,9 +510,9 @@ class Log:
         stable = self.stable_ends(tps)
         return [tp for tp in tps if stable[tp] < ends[tp]]
 
-    def _offsets(self, tps: Iterable[TP], spec: Any, isolation: IsolationLevel) -> dict[TP, int]:
+    def _offsets(self, reader: Consumer, tps: Iterable[TP], where: int) -> dict[TP, int]:
         asked = list(tps)
-        return self._patiently(lambda: self._list(asked, spec, isolation))
+        return self._patiently(lambda: self._found(reader, asked, where))
 
     def _patiently(self, ask: Callable[[], T]) -> T:
         """Ask again for a while: what was just created, or moved, takes a moment to have its leader or coordinator."""
@@ -525,16 +525,18 @@ class Log:
                     raise
             time.sleep(_POLL_S)
 
-    def _list(self, tps: Iterable[TP], spec: Any, isolation: IsolationLevel) -> dict[TP, int]:
-        request = {TopicPartition(*tp): spec for tp in tps}
-        if not request:
-            return {}
-        futures = self._admin.list_offsets(request, isolation_level=isolation, request_timeout=self._request_timeout_s)
-        answers = {tp: future.result(timeout=2 * self._request_timeout_s) for tp, future in futures.items()}
-        offsets = {(tp.topic, tp.partition): answer.offset for tp, answer in answers.items()}
-        if any(offset < 0 for offset in offsets.values()):
-            raise KafkaException(KafkaError(KafkaError.LEADER_NOT_AVAILABLE))  # said without an error, see offsets.py
-        return offsets
+    def _found(self, reader: Consumer, tps: Iterable[TP], where: int) -> dict[TP, int]:
+        answer = offsets_at(reader, tps, where, self._request_timeout_s)
+        for each in answer:
+            if each.error is not None:
+                raise KafkaException(each.error)
+        return {(each.topic, each.partition): each.offset for each in answer}
+
+    def _unstable(self, group: str) -> Consumer:
+        if group not in self._groups:
+            unstable = {"isolation.level": "read_uncommitted", "enable.auto.commit": False}
+            self._groups[group] = Consumer({**self._config, **unstable, "group.id": group})
+        return self._groups[group]
 
     def committed(self, group: str, tps: Iterable[TP]) -> dict[TP, int]:
         """The group's committed offsets; partitions without one are missing."""
@@ -545,10 +547,7 @@ class Log:
         asked = [TopicPartition(*tp) for tp in tps]
         if not asked:
             return {}
-        if group not in self._groups:
-            unstable = {"isolation.level": "read_uncommitted", "enable.auto.commit": False}
-            self._groups[group] = Consumer({**self._config, **unstable, "group.id": group})
-        ask = partial(self._groups[group].committed, asked, timeout=self._request_timeout_s)
+        ask = partial(self._unstable(group).committed, asked, timeout=self._request_timeout_s)
         answer = self._patiently(ask)
         return {(each.topic, each.partition): (each.offset, metadata_of(each)) for each in answer if each.offset >= 0}
 

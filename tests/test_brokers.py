@@ -8,10 +8,8 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import Future
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -336,12 +334,10 @@ def test_what_a_restore_takes_still_is_told_by_what_it_took(monkeypatch: pytest.
 
 
 def test_an_end_that_nobody_knows_is_no_end(corner: Corner, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a leader librdkafka says −1001, and no error: taken for an end, a written table would be left empty."""
-    answer: Future[Any] = Future()
-    answer.set_result(SimpleNamespace(offset=-1001))
-    at = TopicPartition(*corner.changelog)
-    admin = SimpleNamespace(list_offsets=lambda *_, **__: {at: answer})
-    monkeypatch.setitem(corner.offsets.__dict__, "_admin", admin)
+    """Taken for one, what is said of a partition without a leader would leave a written table empty."""
+    answer = SimpleNamespace(topic=corner.changelog[0], partition=0, offset=-1, error="no leader")
+    reader = SimpleNamespace(offsets_for_times=lambda *_, **__: [answer])
+    monkeypatch.setitem(corner.offsets.__dict__, "_reader", reader)
     with pytest.raises(KafkaUnreachable, match="do not say"):
         corner.offsets.high_watermarks([corner.changelog])
     monkeypatch.undo()

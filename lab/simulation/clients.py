@@ -8,8 +8,7 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-from confluent_kafka import IsolationLevel, KafkaError, KafkaException, TopicPartition
-from confluent_kafka.admin import OffsetSpec
+from confluent_kafka import OFFSET_BEGINNING, KafkaError, KafkaException, TopicPartition
 from faust.types import TP
 
 from lab.simulation.broker import OFFSETS, OK
@@ -423,6 +422,20 @@ class Reader:
             for (topic, partition), stored in found.items()
         ]
 
+    def offsets_for_times(self, asked: Sequence[TopicPartition], timeout: float) -> list[TopicPartition]:
+        """Beginnings, which are 0; or ends."""
+        logs, deadline_s = self._process.broker.logs, self._process.world.now_s + timeout
+
+        def at(each: TopicPartition) -> int:
+            if each.offset == OFFSET_BEGINNING:
+                return 0
+            log = logs[TP(each.topic, each.partition)]
+            return log.stable_end if self._stable else log.end
+
+        with _TimesOut():
+            found = ask(self._process, "ListOffsets", lambda: [at(each) for each in asked], deadline_s, _nobody)
+        return [TopicPartition(each.topic, each.partition, at) for each, at in zip(asked, found, strict=True)]
+
     def close(self) -> None:
         """Nothing is held."""
 
@@ -465,24 +478,6 @@ class Admin:
         group = self._process.broker.group
         members = self._ask("DescribeGroups", lambda: list(group.members), min(request_timeout, _WAITED_S))
         return {groups[0]: _Done(SimpleNamespace(members=[SimpleNamespace(member_id=each) for each in members]))}
-
-    def list_offsets(
-        self, asked: Mapping[TopicPartition, OffsetSpec], isolation_level: IsolationLevel, request_timeout: float
-    ) -> dict[TopicPartition, _Done]:
-        """Beginnings, which are 0; or ends."""
-        if isinstance(next(iter(asked.values()), None), type(OffsetSpec.earliest())):
-            return {each: _Done(SimpleNamespace(offset=0)) for each in asked}
-        logs, stable = self._process.broker.logs, isolation_level is IsolationLevel.READ_COMMITTED
-
-        def ends() -> dict[TopicPartition, _Done]:
-            found = {each: logs[TP(each.topic, each.partition)] for each in asked}
-            return {
-                each: _Done(SimpleNamespace(offset=log.stable_end if stable else log.end))
-                for each, log in found.items()
-            }
-
-        answer: dict[TopicPartition, _Done] = self._ask("ListOffsets", ends, request_timeout)
-        return answer
 
     def describe_topics(self, topics: Any, request_timeout: float) -> dict[str, _Done]:
         """Their ids."""

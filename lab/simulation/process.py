@@ -66,7 +66,8 @@ class Process:
         self._frozen_until_s = 0.0
         self._is_parked = False
         self._joins_when_idle = False
-        self.greenlet = _Engine(partial(run, self))
+        # Whoever makes it may be an engine itself, and must not go on when this one has ended.
+        self.greenlet = _Engine(partial(run, self), parent=self.world.hub)
         self.greenlet.process = self
 
     # -- What the engine does.
@@ -170,7 +171,9 @@ class Process:
         raise Crash
 
     def die(self, where: str, more: int = 0) -> None:
-        """End, whatever it is doing."""
+        """End, whatever it is doing; once."""
+        if self.is_dead:
+            return
         self.is_dead = True
         self.world.counts["crash"] += 1
         self.world.tell(self.name, f"! is killed {where}")
