@@ -84,11 +84,12 @@ class Overlay:
         """The partition's record time after a record of ``timestamp_ms``, as the bytes in front of a value.
 
         It never runs backwards: an entry is not older than what was seen before it, so it never expires too early. And it
-        never runs ahead of this machine's clock: one record dated to next year would expire everything.
+        never runs ahead of this machine's clock: one record dated to next year would expire everything. Nor is it 0, which no
+        record's timestamp can say (see `stamp`).
         """
         if timestamp_ms > self.clock_ms:
             self.clock_ms = max(self.clock_ms, min(timestamp_ms, int(time.time() * 1000)))
-        return self.clock_ms.to_bytes(TIME_BYTES)
+        return (self.clock_ms or 1).to_bytes(TIME_BYTES)
 
 
 class Batch:

@@ -490,6 +490,19 @@ def test_the_newest_time_outlives_the_row_that_had_it(partition: Make, again: Ca
     assert len(one.table) == 1
 
 
+@pytest.mark.parametrize("at", [0, -MINUTE_S])
+def test_a_row_has_the_same_time_on_disk_and_in_the_changelog(partition: Make, at: float) -> None:
+    """A record cannot be of the very beginning of 1970: to librdkafka that is now."""
+    one = partition(minutes())
+    one.view("a", at)
+    one.commit()
+    on_disk = dict(one.store.items())
+    assert {key: value[:8] for key, value in on_disk.items()} == {
+        key: timestamp_ms.to_bytes(8) for key, _, timestamp_ms in one.changelog
+    }
+    assert all(timestamp_ms > 0 for _, _, timestamp_ms in one.changelog)
+
+
 def test_rows_of_windows_of_another_size_are_not_taken_for_these(partition: Make) -> None:
     """After a change of the size, the old rows' counts are of other spans of time."""
     one = partition(minutes())
