@@ -125,6 +125,22 @@ MUTANTS = (
         test="test_brokers.py::test_the_beginning_of_1970_is_not_now",
     ),
     Mutant(
+        "leaves aiokafka's fetcher ended",
+        "",
+        "streams_app/faust_adapter.py",
+        "    if fetcher._closed or not fetcher._fetch_task.done():\n",
+        "    if True:\n",
+        test="test_brokers.py::test_a_fetcher_that_an_error_has_ended_is_begun_anew",
+    ),
+    Mutant(
+        "asks aiokafka's fetcher to be told once",
+        "",
+        "streams_app/faust_adapter.py",
+        "        if kafka_tp not in records:\n",
+        "        if True:\n",
+        test="test_brokers.py::test_a_position_that_is_missed_twice_does_not_end_the_fetcher",
+    ),
+    Mutant(
         "takes an error of the commit for an abort",
         "2",
         "streams_app/session.py",

@@ -260,7 +260,7 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
         if self.app.client_only:
             return
         self._note_heartbeats()
-        self.kafka._fetcher._records = _Records()
+        prepare_fetcher(self.kafka)
         if self.app.slot.member_id:
             await self._leave_for(self.app.slot.member_id)
 
@@ -306,6 +306,7 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
             await asyncio.sleep(1)
             try:
                 if self._consumer is not None:
+                    revive_fetcher(self.kafka)
                     self.kafka._coordinator.check_errors()
                 failures = 0
             except KafkaError as error:
@@ -457,6 +458,33 @@ async def end_consumer(consumer: aiokafka.AIOKafkaConsumer) -> bool:
         return True
     await consumer._client.close()
     return False
+
+
+def prepare_fetcher(consumer: aiokafka.AIOKafkaConsumer) -> None:
+    """Let a consumer that was just started keep records of our kind, and outlive an error that comes twice.
+
+    aiokafka asserts that a partition without a position is told once. While the group's coordinator is slow to say that it
+    has none, and the partition's leader moves, it asks for it twice; the assertion would end the fetcher.
+    """
+    fetcher = consumer._fetcher
+    records, set_error = _Records(), fetcher._set_error
+
+    def set_first_error(kafka_tp: Any, error: Exception) -> None:
+        if kafka_tp not in records:
+            set_error(kafka_tp, error)
+
+    fetcher._records, fetcher._set_error = records, set_first_error
+
+
+def revive_fetcher(consumer: aiokafka.AIOKafkaConsumer) -> None:
+    """Begin a fetcher anew that an error has ended: heartbeats go on without it, and nobody would read a record any more."""
+    fetcher = consumer._fetcher
+    if fetcher._closed or not fetcher._fetch_task.done():
+        return
+    ended_by = None if fetcher._fetch_task.cancelled() else fetcher._fetch_task.exception()
+    log.error("aiokafka's fetcher has ended, and is begun anew: %r", ended_by and (ended_by.__cause__ or ended_by))
+    fetcher._pending_tasks = {task for task in fetcher._pending_tasks if not task.done()}
+    fetcher._fetch_task = asyncio.ensure_future(fetcher._fetch_requests_routine())
 
 
 class Record(msgspec.Struct, gc=False, eq=False):

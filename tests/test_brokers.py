@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from faust.types import TP
 from lab.wire import Wire
 from streams_app.embedded import free_port
 from streams_app.errors import KafkaUnreachable, PartitionsLost, StartRefused
-from streams_app.faust_adapter import ConsumerThread
+from streams_app.faust_adapter import ConsumerThread, prepare_fetcher, revive_fetcher
 from streams_app.guarantees import ExactlyOnce
 from streams_app.offsets import Offsets
 from streams_app.outbox import Outbox
@@ -429,6 +430,59 @@ async def test_every_partition_has_its_turn(corner: Corner) -> None:
     finally:
         await consumer.stop()
     assert turns in ([[tps[0]], [tps[1]]] * 3, [[tps[1]], [tps[0]]] * 3)
+
+
+async def test_a_fetcher_that_an_error_has_ended_is_begun_anew(
+    corner: Corner, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nobody would read a record any more, and heartbeats go on: a partition lay still for as long as the lab waited."""
+
+    async def fail() -> None:
+        raise AssertionError("of aiokafka's own")
+
+    consumer = AIOKafkaConsumer(**corner.aiokafka, auto_offset_reset="none")
+    await consumer.start()
+    try:
+        prepare_fetcher(consumer)
+        consumer.assign([AioTopicPartition(*corner.input)])
+        consumer.seek(AioTopicPartition(*corner.input), 0)
+        fetcher = consumer._fetcher
+        deadline_s = time.monotonic() + 30
+        while not fetcher._in_flight and time.monotonic() < deadline_s:  # noqa: ASYNC110 - aiokafka tells nobody
+            await asyncio.sleep(0.01)
+        fetcher._pending_tasks.add(asyncio.ensure_future(fail()))
+        while not fetcher._fetch_task.done() and time.monotonic() < deadline_s:
+            fetcher._notify(fetcher._wait_consume_future)
+            await asyncio.sleep(0.01)
+        assert fetcher._fetch_task.done()
+        # Not before: aiokafka does not look at what failed beside a fetch that brought records.
+        corner.produce(corner.input[0], 3)
+        revive_fetcher(consumer)
+        consumer.seek(AioTopicPartition(*corner.input), 1)
+        found = await consumer.getmany(AioTopicPartition(*corner.input), timeout_ms=30_000)
+        running = fetcher._fetch_task
+        revive_fetcher(consumer)
+        assert fetcher._fetch_task is running, "one that goes on is left alone"
+    finally:
+        await consumer.stop()
+    assert [record.offset for record in found[AioTopicPartition(*corner.input)]] == [1, 2]
+    assert "of aiokafka's own" in caplog.text
+
+
+async def test_a_position_that_is_missed_twice_does_not_end_the_fetcher(corner: Corner) -> None:
+    """Asked for by the old leader of the partition, and by the new one, while the coordinator was slow."""
+    consumer = AIOKafkaConsumer(**corner.aiokafka, auto_offset_reset="none")
+    await consumer.start()
+    try:
+        prepare_fetcher(consumer)
+        kafka_tp = AioTopicPartition(*corner.input)
+        consumer.assign([kafka_tp])
+        fetcher, assignment = consumer._fetcher, consumer._subscription.subscription.assignment
+        await fetcher._update_fetch_positions(assignment, 1, [kafka_tp])
+        await fetcher._update_fetch_positions(assignment, 1, [kafka_tp])
+        assert not fetcher._fetch_task.done()
+    finally:
+        await consumer.stop()
 
 
 def test_a_coordinator_that_is_found_late_does_not_end_the_process(corner: Corner) -> None:
