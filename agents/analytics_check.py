@@ -36,6 +36,8 @@ from tables.analytics import PageView, PageViewCount
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _US = timedelta(microseconds=1)
 _MINUTE_US, _HOUR_US = 60 * 10**6, 3_600 * 10**6
+#: What a batch has in hand is less.
+_MOST_MISSING = 100_000
 #: By how much the clock of a worker may be behind that of whoever wrote the views.
 _CLOCKS_US = 10 * 10**6
 
@@ -166,7 +168,10 @@ class PageViewsCheck(Check):
         minute.counts += 1
         # After a crash counts go back a little. A zombie that wakes up may send what it had in hand in part, before its
         # successor sends all of it.
-        if page.is_whole and count.views > minute.highest + 1:
+        if page.is_whole and count.views > minute.highest + _MOST_MISSING:
+            text = f"{record}: {count.page} at {count.window_start} goes from {minute.highest} to {count.views}"
+            self.findings.add("gap", text, count.views - minute.highest - 1)
+        elif page.is_whole and count.views > minute.highest + 1:
             minute.missing = minute.missing or set()
             minute.missing.update(range(minute.highest + 1, count.views))
         elif minute.missing:

@@ -141,6 +141,14 @@ MUTANTS = (
         test="test_brokers.py::test_a_position_that_is_missed_twice_does_not_end_the_fetcher",
     ),
     Mutant(
+        "lets others have their turn amid a list that is taken together",
+        "",
+        "streams_app/faust_adapter.py",
+        "                    if not together and turn >= _EVENTS_A_TURN:\n",
+        "                    if turn >= _EVENTS_A_TURN:\n",
+        test="test_streams.py::test_what_is_taken_together_is_of_one_batch",
+    ),
+    Mutant(
         "takes an error of the commit for an abort",
         "2",
         "streams_app/session.py",

@@ -62,6 +62,13 @@ _NOT_YET = frozenset(
         KafkaError.COORDINATOR_NOT_AVAILABLE,
         KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
         KafkaError.NOT_COORDINATOR,
+        # Said of a partition that is known to have no leader.
+        KafkaError._UNKNOWN_PARTITION,
+        # Just after a leader has moved.
+        KafkaError.OFFSET_NOT_AVAILABLE,
+        KafkaError.FENCED_LEADER_EPOCH,
+        KafkaError.UNKNOWN_LEADER_EPOCH,
+        KafkaError.KAFKA_STORAGE_ERROR,
     }
 )
 
@@ -526,10 +533,16 @@ class Log:
             time.sleep(_POLL_S)
 
     def _found(self, reader: Consumer, tps: Iterable[TP], where: int) -> dict[TP, int]:
-        answer = offsets_at(reader, tps, where, self._request_timeout_s)
+        try:
+            answer = offsets_at(reader, tps, where, self._request_timeout_s)
+        except KafkaException:
+            reader.list_topics(
+                timeout=self._request_timeout_s
+            )  # or it would believe for minutes that there is no leader
+            raise
         for each in answer:
-            if each.error is not None:
-                raise KafkaException(each.error)
+            if each.error is not None or each.offset < 0:
+                raise KafkaException(each.error or KafkaError(KafkaError.LEADER_NOT_AVAILABLE))
         return {(each.topic, each.partition): each.offset for each in answer}
 
     def _unstable(self, group: str) -> Consumer:

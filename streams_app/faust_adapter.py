@@ -298,7 +298,8 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
     async def _watch_coordination(self) -> None:
         """aiokafka stops coordinating after an error until somebody asks for it, which only a fetch does.
 
-        Between two assignments nobody fetches: the worker would never rejoin, and say nothing.
+        Between two assignments nobody fetches: the worker would never rejoin, and say nothing. Nor does it say anything when
+        its fetcher ends.
         """
         about(guarantee=self.app.guarantee)
         failures = 0
@@ -306,12 +307,12 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
             await asyncio.sleep(1)
             try:
                 if self._consumer is not None:
-                    revive_fetcher(self.kafka)
                     self.kafka._coordinator.check_errors()
+                    revive_fetcher(self.kafka)
                 failures = 0
             except KafkaError as error:
                 failures += 1
-                log.warning("the coordination of the group failed: %r", error)
+                log.warning("aiokafka's consumer failed: %r", error)
                 if failures > _COORDINATION_PATIENCE_S:
                     asyncio.run_coroutine_threadsafe(self.app.crash(error), self.parent_loop)
                     return
@@ -450,6 +451,8 @@ async def end_consumer(consumer: aiokafka.AIOKafkaConsumer) -> bool:
         await asyncio.wait_for(consumer.stop(), _LEAVE_WITHIN_S)
     except TimeoutError:
         log.warning("no broker answers: the group learns only by the end of the session that this worker has left")
+    except KafkaError as error:
+        log.warning("aiokafka's consumer has ended before it was stopped: %r", error)
     except asyncio.CancelledError:
         task = asyncio.current_task()
         if task is not None and task.cancelling():
@@ -477,14 +480,19 @@ def prepare_fetcher(consumer: aiokafka.AIOKafkaConsumer) -> None:
 
 
 def revive_fetcher(consumer: aiokafka.AIOKafkaConsumer) -> None:
-    """Begin a fetcher anew that an error has ended: heartbeats go on without it, and nobody would read a record any more."""
+    """Begin a fetcher anew that an error has ended: heartbeats go on without it, and nobody would read a record any more.
+
+    Raises:
+        KafkaError: it had ended; from what had ended it.
+    """
     fetcher = consumer._fetcher
     if fetcher._closed or not fetcher._fetch_task.done():
         return
-    ended_by = None if fetcher._fetch_task.cancelled() else fetcher._fetch_task.exception()
-    log.error("aiokafka's fetcher has ended, and is begun anew: %r", ended_by and (ended_by.__cause__ or ended_by))
+    error = None if fetcher._fetch_task.cancelled() else fetcher._fetch_task.exception()
+    ended_by = (error and error.__cause__) or error or asyncio.CancelledError()
     fetcher._pending_tasks = {task for task in fetcher._pending_tasks if not task.done()}
     fetcher._fetch_task = asyncio.ensure_future(fetcher._fetch_requests_routine())
+    raise KafkaError(f"the fetcher had ended, and is begun anew: {ended_by!r}") from ended_by
 
 
 class Record(msgspec.Struct, gc=False, eq=False):
@@ -944,28 +952,38 @@ class Stream(faust.Stream[Any]):
     async def _take(
         self, most: int, show: Callable[[Event, Any], Any], *, acks: bool
     ) -> AsyncGenerator[list[Any], None]:
-        skipped, together, shown = self._skipped_value, [], []
+        skipped, turn = self._skipped_value, 0
+        together: list[Event] = []
+        shown: list[Any] = []
         try:
             async with aclosing(self._iterate(lambda event, value: (event, value), takes=True)) as events:
                 async for event, value in events:
                     if event is None:
                         raise ImproperlyConfigured(f"take() is for topics and channels, not for {self.channel}")
+                    turn += 1
+                    if together and event.batch is not together[-1].batch:
+                        # Never with those of another batch, which has ended: what the agent did for them would count here.
+                        _fail(together)
+                        together, shown = [], []
                     if value is skipped:
                         event.ack()
                     else:
                         together.append(event)
                         shown.append(show(event, value))
-                    if not shown or not (len(shown) == most or event.is_alone or not self._more_waits(event)):
-                        continue
-                    # An agent that raises does so with all of them in hand.
-                    together[-1].together = tuple(together)
-                    yield shown
-                    for each in together:
-                        if acks:
-                            each.ack()
-                        else:
-                            self._hold(each)
-                    together, shown = [], []
+                    if shown and (len(shown) == most or event.is_alone or not self._more_waits(event)):
+                        # An agent that raises does so with all of them in hand.
+                        together[-1].together = tuple(together)
+                        yield shown
+                        for each in together:
+                            if acks:
+                                each.ack()
+                            else:
+                                self._hold(each)
+                        together, shown = [], []
+                    # Others have their turn between two lists only: they may take back what waits for this one.
+                    if not together and turn >= _EVENTS_A_TURN:
+                        turn = 0
+                        await asyncio.sleep(0)
         except (GeneratorExit, asyncio.CancelledError):
             _fail(together)
             raise
@@ -981,7 +999,8 @@ class Stream(faust.Stream[Any]):
     async def _iterate(  # noqa: PLR0912, PLR0915 - a call of its own for each step costs more than the step
         self, view: Callable[[Event | None, Any], Any], *, takes: bool = False
     ) -> AsyncGenerator[Any, None]:
-        """One event after the other; whoever ``takes`` several is told of skipped ones too, and acknowledges himself.
+        """One event after the other; whoever ``takes`` several is told of skipped ones too, and himself acknowledges and lets
+        others have their turn.
 
         What stands in the loop is done for each event: most of what an event costs besides the agent itself.
         """
@@ -998,7 +1017,7 @@ class Stream(faust.Stream[Any]):
         set_in_hand = in_hand.set
         try:
             while True:
-                turn += 1
+                turn += not takes
                 if turn < _EVENTS_A_TURN and waiting and not errors:
                     channel_value = waiting.popleft()
                 else:

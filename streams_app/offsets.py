@@ -201,7 +201,9 @@ class Offsets:
 
     def _found(self, partitions: Iterable[TP], where: int) -> dict[TP, int]:
         answer = offsets_at(self._reader, partitions, where, _REQUEST_TIMEOUT_S)
-        unknown = sorted((each.topic, each.partition) for each in answer if each.error is not None)
+        # A partition that no broker answers for keeps the time that was asked for, which is negative, and has no error: taken
+        # for an end, it would leave a table empty that has been written.
+        unknown = sorted((each.topic, each.partition) for each in answer if each.error is not None or each.offset < 0)
         if unknown:
             raise KafkaUnreachable(f"the brokers do not say at the moment how far {unknown} reach; some have no leader")
         return {(each.topic, each.partition): each.offset for each in answer}

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import faust
 import msgspec
 import pytest
 from faust.exceptions import ImproperlyConfigured
-from faust.types import AgentT
+from faust.types import TP, AgentT, Message
 
+from streams_app import faust_adapter
 from streams_app.application import App
+from streams_app.batch import Batch
 from streams_app.errors import DeadBatchError
+from streams_app.events import Event
+from streams_app.faust_adapter import Agent
+from streams_app.session import Pin
 from streams_app.settings import GUARANTEES, Settings
 from streams_app.testing import AgentRun, Sent
 
@@ -311,3 +316,46 @@ def test_an_agent_that_is_defined_in_a_function_is_named_by_it() -> None:
             pass
 
     assert looks.name == f"{__name__}.looks"
+
+
+async def test_what_is_taken_together_is_of_one_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others' turn amid a list, and in it a rebalance: what was in hand would count in the batch of who came after it."""
+    monkeypatch.setattr(faust_adapter, "_EVENTS_A_TURN", 2)
+    app = an_app()
+
+    @app.agent(app.topic("in", value_type=Entry))
+    async def takes(stream):
+        async for _ in stream:
+            pass
+
+    app.flow_control.resume()
+    stream = cast(Agent, takes).stream(takes.channel)
+    queue, first, second = stream.channel.queue, Batch(Pin("group", 1, "one")), Batch(Pin("group", 2, "one"))
+
+    def deliver(batch: Batch, count: int) -> None:
+        for offset in range(count):
+            message = Message("in", 0, offset, 0.0, 0, [], b"k", b"v", None, tp=TP("in", 0))
+            event = Event(app, "k", Entry(offset), [], message, batch)
+            batch.add([event])
+            queue.put_nowait(event)
+
+    def rebalance() -> None:
+        first.drop()
+        queue._queue.clear()
+        deliver(second, 3)
+
+    rebalances = iter([rebalance])
+
+    def look(value: Entry) -> Entry:
+        for each in rebalances:
+            asyncio.get_running_loop().call_soon(each)
+        return value
+
+    stream.add_processor(look)
+    deliver(first, 3)
+    lists = stream.take_events(20)
+    async with asyncio.timeout(10):
+        taken = [await anext(lists), await anext(lists)]
+    await lists.aclose()
+    await stream.stop()
+    assert [[event.batch for event in each] for each in taken] == [[first] * 3, [second] * 3]
