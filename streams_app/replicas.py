@@ -142,7 +142,8 @@ class Replicas:
         self._end_reader()
         self._paused, self._owned, self._standbys = True, owned, standbys
         self._stores.update(returned)
-        self._current |= returned.keys()
+        # Its start may have been broken off amid the restore: it is current when its end was seen, as any other.
+        self._current -= returned.keys()
         self._show()
         given = {tp: self._stores.pop(tp) for tp in self._stores.keys() & owned}
         copied = self._copied_topics()
