@@ -534,16 +534,14 @@ class Log:
 
     def _found(self, reader: Consumer, tps: Iterable[TP], where: int) -> dict[TP, int]:
         try:
-            answer = offsets_at(reader, tps, where, self._request_timeout_s)
+            found, unknown = offsets_at(reader, tps, where, self._request_timeout_s)
         except KafkaException:
-            reader.list_topics(
-                timeout=self._request_timeout_s
-            )  # or it would believe for minutes that there is no leader
+            # Or it would believe for minutes that there is no leader.
+            reader.list_topics(timeout=self._request_timeout_s)
             raise
-        for each in answer:
-            if each.error is not None or each.offset < 0:
-                raise KafkaException(each.error or KafkaError(KafkaError.LEADER_NOT_AVAILABLE))
-        return {(each.topic, each.partition): each.offset for each in answer}
+        for error in unknown.values():
+            raise KafkaException(error)
+        return found
 
     def _unstable(self, group: str) -> Consumer:
         if group not in self._groups:

@@ -200,13 +200,12 @@ class Offsets:
         return self._found(partitions, OFFSET_END)
 
     def _found(self, partitions: Iterable[TP], where: int) -> dict[TP, int]:
-        answer = offsets_at(self._reader, partitions, where, _REQUEST_TIMEOUT_S)
-        # A partition that no broker answers for keeps the time that was asked for, which is negative, and has no error: taken
-        # for an end, it would leave a table empty that has been written.
-        unknown = sorted((each.topic, each.partition) for each in answer if each.error is not None or each.offset < 0)
+        found, unknown = offsets_at(self._reader, partitions, where, _REQUEST_TIMEOUT_S)
         if unknown:
-            raise KafkaUnreachable(f"the brokers do not say at the moment how far {unknown} reach; some have no leader")
-        return {(each.topic, each.partition): each.offset for each in answer}
+            raise KafkaUnreachable(
+                f"the brokers do not say at the moment how far {sorted(unknown)} reach; some have no leader"
+            )
+        return found
 
     def topic_ids(self, topics: Iterable[str]) -> dict[str, str]:
         """The ids of topics: a topic that was deleted and created again has another one."""
@@ -231,8 +230,10 @@ class Offsets:
         return kept_ms
 
 
-def offsets_at(reader: Consumer, partitions: Iterable[TP], where: int, timeout_s: float) -> list[TopicPartition]:
-    """What stands at ``where``, `OFFSET_BEGINNING` or `OFFSET_END`, as the reader sees it; look at each ``error``.
+def offsets_at(
+    reader: Consumer, partitions: Iterable[TP], where: int, timeout_s: float
+) -> tuple[dict[TP, int], dict[TP, KafkaError]]:
+    """The offsets ``where``, `OFFSET_BEGINNING` or `OFFSET_END`, as the reader sees them; and of the others, why not.
 
     To the brokers these are times like others. librdkafka's admin client has a question of its own for it: as long as a
     partition has no leader it keeps a core busy, to say −1001 without an error in the end (2.16.1; measured: 500,000 context
@@ -242,7 +243,17 @@ def offsets_at(reader: Consumer, partitions: Iterable[TP], where: int, timeout_s
         KafkaException: no answer in ``timeout_s``.
     """
     asked = [TopicPartition(*tp, where) for tp in partitions]
-    return reader.offsets_for_times(asked, timeout_s) if asked else []
+    found: dict[TP, int] = {}
+    unknown: dict[TP, KafkaError] = {}
+    for each in reader.offsets_for_times(asked, timeout_s) if asked else ():
+        tp = each.topic, each.partition
+        if each.error is None and each.offset >= 0:
+            found[tp] = each.offset
+        else:
+            # One that no broker answers for keeps the time that was asked for, which is negative, and has no error: taken for
+            # an end, it would leave a table empty that has been written.
+            unknown[tp] = each.error or KafkaError(KafkaError.LEADER_NOT_AVAILABLE)
+    return found, unknown
 
 
 def metadata_of(committed: TopicPartition) -> str:
