@@ -29,14 +29,24 @@ import msgspec
 
 from streams_app.evidence import letter_from, read
 from streams_app.latency import Latencies
-from streams_app.registry import Cut, Followed, Follower, Observed, Panel, follower, panel
+from streams_app.registry import (
+    JUDGED_AT_ONCE,
+    Cut,
+    Followed,
+    Follower,
+    Observed,
+    Panel,
+    due,
+    follower,
+    panel,
+    taken_due,
+)
 from tables.analytics import PageView, PageViewCount
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MINUTE = timedelta(minutes=1)
 #: Views come up to an hour late; of those that come later, for a day, it is noticed when they are not set aside.
 _KEPT_MINUTES = 26 * 60
-_JUDGED_AT_ONCE = 50_000
 
 panel(
     Panel(
@@ -176,26 +186,21 @@ class ViewsFollower(Follower):
         if key is None:
             self._meet(where, b"l", b"v")
         else:
-            self._minutes[key].views -= 1
-            if self._minutes[key].sample is not None:
-                self._minutes[key].sample = None
+            minute = self._minutes[key]
+            minute.views, minute.sample = minute.views - 1, None
 
     def _keep(self) -> None:
         for key, minute in self._minutes.items():
             minute.cut = self.memory.cut
             self.memory.put(key, _encode(minute))
-            self.memory.put(_due(minute.cut, key), b"")
+            self.memory.put(due(minute.cut, key), b"")
         self.memory.put(b"t", _encode(self._totals))
 
     # -- cuts
 
     def cut(self, cut: Cut) -> None:
         """Judge the minutes all of whose views were consumed; the others wait."""
-        due = [key for key, _ in islice(self.memory.scan(b"j", _due(cut.number, b"")), _JUDGED_AT_ONCE)]
-        stored = self.memory.get({key[9:] for key in due})
-        for key in due:
-            self.memory.put(key, None)
-        for key, value in stored.items():
+        for key, value in taken_due(self.memory, cut).items():
             minute = _minutes.decode(value)
             consumed = all(
                 cut.committed.get(("page-views", int(partition)), 0) > offset
@@ -204,7 +209,7 @@ class ViewsFollower(Follower):
             if minute.cut < cut.number and consumed:
                 self._judge(key, minute)
             else:
-                self.memory.put(_due(cut.number, key), b"")
+                self.memory.put(due(cut.number, key), b"")
         self._judge_ill(cut)
         self._forget()
         self.memory.put(b"t", _encode(self._totals))
@@ -226,7 +231,7 @@ class ViewsFollower(Follower):
         for partition in range(self.followed.partitions.get("page-views", 0)):
             consumed = cut.committed.get(("page-views", partition), 0)
             places = self.memory.scan(_ill_key(partition, 0), _ill_key(partition, consumed))
-            for key, came in [*islice(places, _JUDGED_AT_ONCE)]:
+            for key, came in [*islice(places, JUDGED_AT_ONCE)]:
                 self.memory.put(key, None)
                 if came == b"v" and not any(self.followed.starts.values()):
                     self._totals.lost += 1
@@ -273,10 +278,6 @@ def _letter_key(day: int, where: tuple[int, int]) -> bytes:
 
 def _ill_key(partition: int, offset: int) -> bytes:
     return b"i" + partition.to_bytes(4) + offset.to_bytes(8)
-
-
-def _due(cut: int, key: bytes) -> bytes:
-    return b"j" + cut.to_bytes(8) + key
 
 
 _encode = msgspec.json.Encoder().encode

@@ -52,7 +52,7 @@ from typing import Any, NamedTuple, TypeVar
 import msgspec
 
 from streams_app.evidence import read
-from streams_app.registry import Cut, Followed, Follower, Observed, follower
+from streams_app.registry import JUDGED_AT_ONCE, Cut, Followed, Follower, Observed, due, follower, taken_due
 from tables.ledger import EXTERNAL_PREFIX, Credit, Entry, Result
 
 T = TypeVar("T")
@@ -60,8 +60,6 @@ T = TypeVar("T")
 #: Header of a credit that `dead-letters replay` sent back: its debit was taken when it first came.
 _REPLAYED = "dlq.replayed"
 _DIGEST_BYTES = 16
-#: Bounds what a cut holds in memory; what is beyond waits for the next one.
-_JUDGED_AT_ONCE = 50_000
 _NEVER_MS = 1 << 62
 
 
@@ -330,14 +328,14 @@ class LedgerFollower(Follower):
             value = stored.get(key)
             if value is not None:
                 before = _legs.decode(value)
-                self.memory.put(_due(before.cut, key), None)
+                self.memory.put(due(before.cut, key), None)
                 before.add(legs)
                 legs = before  # noqa: PLW2901 - from here on they are one
             if legs.complete:
                 self.memory.put(key, None)
             else:
                 self.memory.put(key, _encode(legs))
-                self.memory.put(_due(legs.cut, key), b"")
+                self.memory.put(due(legs.cut, key), b"")
 
     def _keep_ways(self) -> None:
         fresh = {key: way for key, way in self._ways.items() if not self._match(way)}
@@ -379,7 +377,7 @@ class LedgerFollower(Follower):
             for given in way.given:
                 currency = given.currency
                 totals.given_early[currency] = totals.given_early.get(currency, 0) + sign * given.amount
-                put(_due(given.cut, key), b"" if sign > 0 else None)
+                put(due(given.cut, key), b"" if sign > 0 else None)
         self.memory.put(key, _encode(now) if now.messages or now.given else None)
 
     def _keep_totals(self) -> None:
@@ -389,11 +387,7 @@ class LedgerFollower(Follower):
 
     def cut(self, cut: Cut) -> None:
         """Judge what is still incomplete, and the sums."""
-        due = [key for key, _ in islice(self.memory.scan(b"j", _due(cut.number, b"")), _JUDGED_AT_ONCE)]
-        stored = self.memory.get({key[9:] for key in due})
-        for key in due:
-            self.memory.put(key, None)
-        for key, value in stored.items():
+        for key, value in taken_due(self.memory, cut).items():
             if key[:1] == b"l":
                 self._judge_legs(key, _legs.decode(value), cut)
             else:
@@ -459,7 +453,7 @@ class LedgerFollower(Follower):
             consumed = cut.committed.get(("credits", partition), 0)
             lost: list[bytes] = []
             found = self.memory.scan(_place(partition, 0), _place(partition + 1, 0))
-            for place, value in islice(found, _JUDGED_AT_ONCE):
+            for place, value in islice(found, JUDGED_AT_ONCE):
                 if int.from_bytes(place[5:]) >= consumed:
                     at_ms = int.from_bytes(value[:8], signed=True)
                     self._oldest_ms = min(self._oldest_ms or at_ms, at_ms)
@@ -527,10 +521,6 @@ def _add(sums: dict[str, int], amounts: Mapping[str, int], sign: int = 1, *, kee
 
 def _in_period(period: int, digest: bytes) -> bytes:
     return b"i" + max(0, period).to_bytes(8) + digest
-
-
-def _due(cut: int, key: bytes) -> bytes:
-    return b"j" + cut.to_bytes(8) + key
 
 
 def _place(partition: int, offset: int) -> bytes:

@@ -26,12 +26,9 @@ import msgspec
 
 from streams_app.evidence import letter_from
 from streams_app.latency import Latencies
-from streams_app.registry import Cut, Followed, Follower, Observed
+from streams_app.registry import JUDGED_AT_ONCE, Cut, Followed, Follower, Observed, due, taken_due
 
 Place: TypeAlias = tuple[int, int]
-
-#: Bounds what a cut holds in memory; what is beyond waits for the next one.
-_JUDGED_AT_ONCE = 50_000
 
 
 class _Input(msgspec.Struct, array_like=True):
@@ -167,7 +164,7 @@ class Pairs(Follower):
                 put(_place(b"p", (input.partition, input.offset)), key)
                 came.append((input.partition, input.offset))
             for answer in each.answers:
-                put(_due(answer.cut, key), b"")
+                put(due(answer.cut, key), b"")
             if key in stored or each.inputs or each.answers:
                 self._put(key, each)
         for place in ill:
@@ -179,6 +176,9 @@ class Pairs(Follower):
             self.memory.put(early, None)
             name = b"p" + early[1:]
             self._close(name, self.memory.get([name]).get(name))
+
+    def _stored(self, key: bytes) -> _Open:
+        return _opens.decode(self.memory.get([key]).get(key, b"[[],[]]"))
 
     def _put(self, key: bytes, each: _Open) -> None:
         self.memory.put(key, _encode(each) if each.inputs or each.answers else None)
@@ -201,13 +201,13 @@ class Pairs(Follower):
             else:
                 early = _place(b"e", place)
                 self.memory.put(early, record.timestamp_ms.to_bytes(8, signed=True) + str(record).encode())
-                self.memory.put(_due(self.memory.cut, early), b"")
+                self.memory.put(due(self.memory.cut, early), b"")
 
     def _same_as(self, place: Place, letter: Observed) -> tuple[bytes, bytes] | None:
         """An input without answer that has the same key: the answer of that one was taken for this one's."""
         name = self.input_key(letter._replace(topic=self._input, partition=place[0], offset=place[1]))
         key = b"k" + (name or "").encode(errors="surrogatepass")
-        inputs = _opens.decode(self.memory.get([key]).get(key, b"[[],[]]")).inputs
+        inputs = self._stored(key).inputs
         if name is None or not inputs:
             return None
         return _place(b"p", (inputs[0].partition, inputs[0].offset)), key
@@ -217,7 +217,7 @@ class Pairs(Follower):
         self.memory.put(name, None)
         if not key:
             return
-        each = _opens.decode(self.memory.get([key]).get(key, b"[[],[]]"))
+        each = self._stored(key)
         place = int.from_bytes(name[1:5]), int.from_bytes(name[5:])
         self._totals.lost -= sum(one.lost for one in each.inputs if (one.partition, one.offset) == place)
         each.inputs = [one for one in each.inputs if (one.partition, one.offset) != place]
@@ -227,11 +227,7 @@ class Pairs(Follower):
 
     def cut(self, cut: Cut) -> None:
         """Judge what is still incomplete."""
-        due = [key for key, _ in islice(self.memory.scan(b"j", _due(cut.number, b"")), _JUDGED_AT_ONCE)]
-        stored = self.memory.get({key[9:] for key in due})
-        for key in due:
-            self.memory.put(key, None)
-        for key, value in stored.items():
+        for key, value in taken_due(self.memory, cut).items():
             if key[:1] == b"e":
                 self._judge_letter(key, value, cut)
             else:
@@ -269,7 +265,7 @@ class Pairs(Follower):
         for partition in range(self.followed.partitions.get(self._input, 0)):
             consumed = committed.get((self._input, partition), 0)
             places = self.memory.scan(_place(b"p", (partition, 0)), _place(b"p", (partition, consumed)))
-            for name, key in [*islice(places, _JUDGED_AT_ONCE)]:
+            for name, key in [*islice(places, JUDGED_AT_ONCE)]:
                 self._lose(name, key, cut)
 
     def _lose(self, name: bytes, key: bytes, cut: Cut) -> None:
@@ -277,7 +273,7 @@ class Pairs(Follower):
         place = int.from_bytes(name[1:5]), int.from_bytes(name[5:])
         at_ms = None
         if key:
-            each = _opens.decode(self.memory.get([key]).get(key, b"[[],[]]"))
+            each = self._stored(key)
             for one in each.inputs:
                 if (one.partition, one.offset) == place:
                     one.lost, at_ms = one.at_ms > cut.horizon_ms, one.at_ms
@@ -309,10 +305,6 @@ class Pairs(Follower):
 
 def _place(kind: bytes, place: Place) -> bytes:
     return kind + place[0].to_bytes(4) + place[1].to_bytes(8)
-
-
-def _due(cut: int, key: bytes) -> bytes:
-    return b"j" + cut.to_bytes(8) + key
 
 
 # JSON, as in the ledger's follower: numbers of any size.

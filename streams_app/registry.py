@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from random import Random
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias, TypeVar
 
@@ -183,6 +184,24 @@ class Cut(NamedTuple):
     committed: Mapping[tuple[str, int], int]
     #: Records up to this time may miss others that were deleted before we came; 0: there are none.
     horizon_ms: int
+
+
+#: Bounds what a cut holds in memory; what is beyond waits for the next one.
+JUDGED_AT_ONCE = 50_000
+
+
+def due(cut: int, key: bytes) -> bytes:
+    """Where a follower notes, under ``j``, that ``key`` is to be judged once a cut above this one is reached."""
+    return b"j" + cut.to_bytes(8) + key
+
+
+def taken_due(memory: Memory, cut: Cut) -> dict[bytes, bytes]:
+    """What is to be judged at a cut, by key, as far as it is still there; the notes of it are deleted."""
+    notes = [note for note, _ in islice(memory.scan(b"j", due(cut.number, b"")), JUDGED_AT_ONCE)]
+    found = memory.get({note[9:] for note in notes})
+    for note in notes:
+        memory.put(note, None)
+    return found
 
 
 class Follower:

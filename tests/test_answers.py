@@ -216,20 +216,26 @@ def test_what_was_deleted_before_we_came_is_believed(tmp_path: Path, kind: Kind)
     told.memory.close()
 
 
-def test_an_answer_that_comes_late_is_no_loss(tmp_path: Path) -> None:
-    """At most once commits first: what a frozen worker still does after it wakes was never lost."""
-    world = Sensors()
-    world.reading(seq=1)
-    world.run()
-    [late] = world.all("sensor-observations")
+def told_late(folder: Path, world: Sensors, late: Observed) -> Told:
+    """A follower that has missed this record for a cut, and has it then."""
     world.remove(late)
-    told = Told(tmp_path, Prompt)
+    told = Told(folder, Prompt)
     told.tell(world)
     assert told.figures()["lost"] == 1
     world.topics[late.topic][late.partition].append(late)
     told.tell(world)
     told.tell(world)
     assert (told.figures()["lost"], told.memory.meta.anomalies) == (0, {})
+    return told
+
+
+def test_an_answer_that_comes_late_is_no_loss(tmp_path: Path) -> None:
+    """At most once commits first: what a frozen worker still does after it wakes was never lost."""
+    world = Sensors()
+    world.reading(seq=1)
+    world.run()
+    [late] = world.all("sensor-observations")
+    told = told_late(tmp_path, world, late)
     told.memory.close()
 
 
@@ -239,14 +245,7 @@ def test_a_dead_letter_that_comes_late_is_no_repetition(tmp_path: Path) -> None:
     world.append("sensor-readings", b"device", b"no JSON")
     world.run()
     [late] = world.all("dead-letters")
-    world.remove(late)
-    told = Told(tmp_path, Prompt)
-    told.tell(world)
-    assert told.figures()["lost"] == 1
-    world.topics[late.topic][late.partition].append(late)
-    told.tell(world)
-    told.tell(world)
-    assert (told.figures()["lost"], told.memory.meta.anomalies) == (0, {})
+    told = told_late(tmp_path, world, late)
     world.topics[late.topic][late.partition].append(late._replace(offset=late.offset + 1))
     told.tell(world)
     told.tell(world)
