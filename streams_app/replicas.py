@@ -141,9 +141,8 @@ class Replicas:
     def _exchange(self, returned: Mapping[TP, Store], owned: frozenset[TP], standbys: frozenset[TP]) -> dict[TP, Store]:
         self._end_reader()
         self._paused, self._owned, self._standbys = True, owned, standbys
+        # Not current yet, as their start may have been broken off amid the restore: only when their end was seen.
         self._stores.update(returned)
-        # Its start may have been broken off amid the restore: it is current when its end was seen, as any other.
-        self._current -= returned.keys()
         self._show()
         given = {tp: self._stores.pop(tp) for tp in self._stores.keys() & owned}
         copied = self._copied_topics()
