@@ -22,6 +22,12 @@ from streams_app.store import BLOCK_CACHE, BLOCK_CACHE_BYTES, Store, local_store
 DAY_MS = 24 * 60 * 60 * 1000
 
 
+@pytest.fixture(autouse=True)
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All stores of a process share memory: with whatever other tests left open, these would write out earlier."""
+    monkeypatch.setattr(Store, "_open_stores", WeakSet())
+
+
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:
     made = Store(tmp_path / "0", topic_id="topic")
@@ -264,10 +270,8 @@ def test_what_expires_is_found_though_it_never_was_on_disk(tmp_path: Path) -> No
     store.close()
 
 
-def test_what_expired_once_is_not_looked_at_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_expired_once_is_not_looked_at_again(tmp_path: Path) -> None:
     """On disk it stands until the next write: found again by each batch, it would hide what expires after it."""
-    # Alone: with whatever else is open in this process it would have less memory, and write by itself meanwhile.
-    monkeypatch.setattr(Store, "_open_stores", WeakSet())
     store = Store(tmp_path / "0", topic_id="topic", expires_ms=DAY_MS)
     for offset in range(3_000):
         overlay = Overlay(store, "changelog")
