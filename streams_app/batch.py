@@ -18,10 +18,9 @@ import asyncio
 import time
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence, Set
 from operator import attrgetter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from faust.types import TP, Message
 
@@ -32,6 +31,8 @@ from streams_app.store import TIME_BYTES, Store
 
 if TYPE_CHECKING:
     from streams_app.events import Event
+
+T = TypeVar("T")
 
 #: Kafka's own default for the size of a message, less its overhead: what is larger would abort the whole batch at produce.
 MAX_RECORD_BYTES = 1_000_000 - 512
@@ -92,6 +93,15 @@ class Overlay:
         return (self.clock_ms or 1).to_bytes(TIME_BYTES)
 
 
+class Question(NamedTuple):
+    """What an agent has asked, and awaits the answer."""
+
+    event: Event
+    topics: Set[str]
+    #: By the monotonic clock.
+    asked_s: float
+
+
 class Batch:
     """The events between two barriers; see the module."""
 
@@ -122,6 +132,8 @@ class Batch:
         self.pending = 0
         #: Of these, those whose agents went on without them: they may wait for an event that is not delivered yet.
         self.held = 0
+        #: By the answers that agents await, which take other events to come; the oldest first.
+        self.questions: dict[asyncio.Future[Any], Question] = {}
         #: Up to these offsets, `take` hands out events one by one: one of them made its agent raise.
         self.alone: Mapping[TP, int] = {}
         #: Events that were neither done nor delivered again; at most once only.
@@ -168,14 +180,51 @@ class Batch:
         """Whoever waits for it to be `settled` shall look again."""
         self._changed.set()
 
-    @contextmanager
-    def holding(self) -> Iterator[None]:
-        """While an agent awaits something that may take another event to come."""
-        self.hold()
+    async def answered(self, event: Event, topics: Set[str], ask: Callable[[], Awaitable[T]]) -> T:
+        """The answer to a question of the agent that has ``event`` in hand; question and answer go by way of ``topics``.
+
+        Raises:
+            DeadBatchError: the batch was dropped meanwhile. Who waited on would begin with no other event, and the answer may
+                come with one.
+        """
+        self.check_alive()
+        answer = asyncio.ensure_future(ask())
+        if not self._asks(event):
+            self.hold()
+        self.questions[answer] = Question(event, topics, time.monotonic())
         try:
-            yield
+            return await answer
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or not task.cancelling():
+                self.check_alive()
+            raise
         finally:
-            self.held -= 1
+            answer.cancel()
+            del self.questions[answer]
+            if not self._asks(event):
+                self.held -= 1
+
+    def _asks(self, event: Event) -> bool:
+        return any(question.event is event for question in self.questions.values())
+
+    @property
+    def asked(self) -> set[str] | None:
+        """Topics that answers may come by, if nothing is held but for the sake of these."""
+        questions = self.questions.values()
+        if self.held > len({id(question.event) for question in questions}):
+            return None
+        return {topic for question in questions for topic in question.topics}
+
+    @property
+    def asked_for_s(self) -> float:
+        """How long the oldest question has waited for its answer; 0: there is none."""
+        return max((time.monotonic() - question.asked_s for question in self.questions.values()), default=0.0)
+
+    @property
+    def unbegun(self) -> set[TP]:
+        """Partitions of which agents have events before them that they have not begun with."""
+        return {event.message.tp for event in self.events if not (event.taken or event.acked)}
 
     @property
     def sends_at_once(self) -> bool:
@@ -242,12 +291,18 @@ class Batch:
     async def settled(self) -> None:
         """Wait until it `is_settled`."""
         while not self.is_settled:
-            self._changed.clear()
-            await self._changed.wait()
+            await self.changed()
+
+    async def changed(self) -> None:
+        """Wait until it may be `settled`, or an agent is through with what it held."""
+        self._changed.clear()
+        await self._changed.wait()
 
     def drop(self) -> None:
         """Declare the batch dead and forget its writes and outputs."""
         self.dead, self.is_open = True, False
+        for answer in self.questions:
+            answer.cancel()
         # New ones, not cleared ones: a commit that is under way must see all of them, or its transaction is torn.
         self.outputs, self.overlays, self.callbacks, self.events = Outgoing(), {}, [], []
         self._changed.set()

@@ -44,6 +44,7 @@ from streams_app.errors import (
     KafkaUnreachable,
     OutputRefused,
     PartitionsLost,
+    TransactionAborted,
 )
 from streams_app.events import Event, current_event
 from streams_app.faust_adapter import Assignment, Fetched, purge, routes_of
@@ -52,6 +53,7 @@ from streams_app.guarantees import AtLeastOnce, AtLeastOnceUnfenced, AtMostOnce,
 from streams_app.logs import about, id_of
 from streams_app.offsets import Offsets
 from streams_app.pipeline import Pipeline
+from streams_app.replicas import hide
 from streams_app.restore import Restoring
 from streams_app.session import Pin
 from streams_app.start import Start, Started
@@ -80,6 +82,9 @@ _LAST_LOOK_MS = 2
 _FINISH_S = 8.0
 #: No chunk is quicker.
 _CLOCK_TICK_S = 1e-6
+#: Who waits for an answer gets events of those who were asked; after so long of others, by which they may answer; and after
+#: so long, if the batch is full, the whole batch once more.
+_ANSWERS_SOON_S, _NO_ANSWER_S = 5.0, 60.0
 #: Of one batch, in the log.
 _LETTERS_TOLD = 5
 
@@ -118,6 +123,9 @@ class Engine(Service):
         self._retry_s = _RETRY_S
         self._commit_took_s = 0.0
         self._stores: dict[TP, Store] = {}
+        #: Of these, those that were restored to the end of their changelog; and changelogs that have been ours ever since.
+        self._whole: set[TP] = set()
+        self._kept: set[TP] = set()
         self._pipeline = Pipeline(self._commit)
         self._commits = 0
         #: The number of the commit that is under way.
@@ -196,6 +204,8 @@ class Engine(Service):
             return
         self.log.info("generation %d is %s", self._assignment.pin.generation, "lost" if lost else "revoked")
         self._assignment.end(lost=lost)
+        if lost:
+            self._kept = set()
         try:
             await asyncio.wait_for(self._idle.wait(), 2 * self.app.settings.revoke_timeout_ms / 1000)
         except TimeoutError:
@@ -203,6 +213,7 @@ class Engine(Service):
 
     def on_assigned(self, assignment: Assignment) -> None:
         """An assignment begins."""
+        self._kept = self._kept & assignment.partitions
         self.figures["rebalances"] += 1
         self._assignment = assignment
         if not self._finishing.is_set():
@@ -223,8 +234,10 @@ class Engine(Service):
         undone = event.undone
         if not undone:
             return  # not while it had an event in hand
-        if batch.dead or batch.sealed or batch.trouble or batch.failure not in {None, event}:
-            return  # the batch is dropped already, for the fault of another event, or of nobody
+        if batch.failure is not None and batch.failure not in undone:
+            return  # the batch is dropped, for the fault of another event
+        if batch.sealed or batch.trouble or (batch.dead and batch.failure is None):
+            return  # or of nobody
         (tp, offset) = at = event.message.tp, event.message.offset
         words = f"{agent}: {type(error).__name__}: {error}"
         if not self._guarantee.redelivers and undone == [event]:
@@ -308,8 +321,9 @@ class Engine(Service):
         started_s = time.monotonic()
         changelogs = {tp for tp in assignment.partitions if tp.topic in self.app.tables.changelog_topics}
         inputs = sorted(assignment.partitions - changelogs)
-        self._show_stores(changelogs)
+        self._show_stores(changelogs & self._kept)
         started = await self._in_thread(self._start, assignment, inputs, changelogs)
+        self._whole, self._kept = changelogs, set() if assignment.lost else changelogs
         self._show_stores(changelogs)
         self._positions = {TP(*tp): offset for tp, offset in started.positions.items()}
         for table in self.app.transactional_tables():
@@ -323,7 +337,8 @@ class Engine(Service):
             self.app.guarantee,
             assignment.pin.generation,
         )
-        self.app.flow_control.resume()
+        if not self.app.flow_control.is_active():
+            self.app.flow_control.resume()
         if self.app.rebalancing:
             self.app.on_rebalance_end()
         self.trouble = None
@@ -337,7 +352,12 @@ class Engine(Service):
             self._open_stores(changelogs, assignment.standbys, offsets.topic_ids({tp.topic for tp in changelogs}))
             from_latest = str(app.conf.consumer_auto_offset_reset) == "latest"
             config = {**app.kafka.librdkafka(), "group.id": app.conf.id}
-            start = Start(offsets, self._guarantee, config, from_latest=from_latest, restoring=self.restoring)
+            start = Start(
+                *(offsets, self._guarantee, config),
+                from_latest=from_latest,
+                restoring=self.restoring,
+                hide=self._hide_store,
+            )
             stores = cast("dict[tuple[str, int], Store]", self._stores)
             started = start.run(assignment.pin, [*inputs], stores, lambda: self._is_over(assignment))
         app.replicas.follow()
@@ -347,6 +367,7 @@ class Engine(Service):
     def _open_stores(self, changelogs: set[TP], standbys: Collection[TP], topic_ids: Mapping[str, str]) -> None:
         """In the thread: give back the stores of partitions that are gone, take or open those that came."""
         gone = {(tp.topic, tp.partition): self._stores.pop(tp) for tp in self._stores.keys() - changelogs}
+        self._whole = self._whole & self._stores.keys()
         followed = self.app.replicas.exchange(gone, changelogs, standbys)
         self._stores.update((TP(*tp), store) for tp, store in followed.items())
         for tp in changelogs:
@@ -355,16 +376,24 @@ class Engine(Service):
                 self._stores[tp] = self.app.open_store(tp, topic_ids[tp.topic])
             else:
                 store.topic_id = topic_ids[tp.topic]
-                if store.corrupt:
-                    store.wipe()
+
+    def _hide_store(self, tp: tuple[str, int]) -> None:
+        """In the thread: it is about to be wiped."""
+        self._whole = self._whole - {tp}
+        hide(self.app, tp)
 
     def _show_stores(self, changelogs: set[TP]) -> None:
-        """Let the tables see the stores of ``changelogs``, and no others: those are closed next, unless they are followed."""
+        """Let the tables see the stores of ``changelogs``, and no others: those are closed next, unless they are followed.
+
+        Nor one that a start was broken off in, which is not whole.
+        """
         for table in self.app.transactional_tables():
             table.data.partitions = {
                 tp.partition: store
                 for tp, store in self._stores.items()
-                if (tp in changelogs or table.is_followed) and tp.topic == table.changelog_topic_name
+                if tp.topic == table.changelog_topic_name
+                and tp in self._whole
+                and (tp in changelogs or table.is_followed)
             }
 
     async def _work(self, assignment: Assignment) -> None:
@@ -438,14 +467,37 @@ class Engine(Service):
         if self._withheld is not None:
             fetched, self._withheld = self._withheld.split(most)
             return fetched
-        partitions = list(self._positions)
-        if not partitions:
+        if not self._positions:
             await self._first_of(assignment.over.wait(), self._finishing.wait())
             return None
+        return await self._fetch_of([*self._positions], assignment, wait_ms, most)
+
+    async def _fetch_of(self, partitions: list[TP], assignment: Assignment, wait_ms: int, most: int) -> Fetched | None:
         fetch = asyncio.ensure_future(self.app.input.fetch(partitions, wait_ms, most))
         await self._first_of(fetch, assignment.over.wait(), self._finishing.wait())
         # Records of a fetch that was cut short are not lost: whoever owns the partition next starts at a stable offset.
         return fetch.result() if fetch.done() and not fetch.cancelled() else None
+
+    async def _fetch_besides(self, batch: Batch, assignment: Assignment) -> Fetched | None:
+        """What agents may be waiting for that hold events, maybe nothing."""
+        settings = self.app.settings
+        if self._withheld is not None:
+            return await self._fetch(assignment, 0)
+        partitions = self._waited_for(batch)
+        if partitions:
+            return await self._fetch_of(partitions, assignment, settings.commit_interval_ms, self._most_events())
+        over = assignment.over.wait(), self._finishing.wait()
+        await self._first_of(batch.changed(), *over, asyncio.sleep(settings.commit_interval_ms / 1000))
+        return None if self._is_over(assignment) else Fetched(batch.pin, {}, {}, drained=True)
+
+    def _waited_for(self, batch: Batch) -> list[TP]:
+        """Partitions of which agents have begun with all that is before them; while all that is held is held for the sake of
+        answers, and these may come soon, only those by which they come: there may be no end to the others.
+        """
+        unbegun, topics = batch.unbegun, batch.asked
+        if batch.asked_for_s > _ANSWERS_SOON_S and not self._is_at_bound(batch):
+            topics = None
+        return [tp for tp in self._positions if tp not in unbegun and (topics is None or tp.topic in topics)]
 
     async def _fill(self, batch: Batch, fetched: Fetched | None, assignment: Assignment) -> None:
         """Deliver chunk after chunk until the input is drained, the interval over, or the batch full."""
@@ -454,25 +506,29 @@ class Engine(Service):
         until_s = time.monotonic() + interval_s
         if self._guarantee.claims_first and fetched is not None and fetched.drained:
             await asyncio.sleep(_LEAST_REST_S - self._pipeline.rested_s)
-        last_look = False
+        last_look, holds = False, False
         while fetched is not None:
             if fetched.pin != batch.pin:
                 raise PartitionsLost(f"fetched under {fetched.pin}, into a batch of {batch.pin}")
             batch.consumed.update((tp, fetched.positions[tp]) for tp in fetched.messages)
-            if self._guarantee.claims_first:
+            if self._guarantee.claims_first and fetched.messages:
                 self._check_committable(batch, assignment)
                 await self._in_thread(self._guarantee.take, batch, self._positions)
             chunk_started_s = time.monotonic()
             self._deliver(batch, fetched)
             await self._settle(batch, assignment, until_s)
-            now_s = time.monotonic()
-            took_s = now_s - chunk_started_s
-            self._adapt_chunk(took_s, interval_s)
             if batch.waits_for_more and not self._is_over(assignment):
                 # For another event, maybe, and that one may be among those to come.
                 self._check_held(batch)
-                fetched = await self._fetch(assignment, self.app.settings.commit_interval_ms)
+                if not holds and batch.unbegun:
+                    self._chunk_events = max(1, self._chunk_events // 2)
+                holds = True
+                fetched = await self._fetch_besides(batch, assignment)
                 continue
+            now_s = time.monotonic()
+            took_s = now_s - chunk_started_s
+            if not holds:
+                self._adapt_chunk(took_s, interval_s)
             if batch.pending or batch.failure or now_s >= until_s or self._is_full(batch):
                 return
             if not fetched.drained:
@@ -503,16 +559,20 @@ class Engine(Service):
         return settings.at_most_once_batch_max_events if self._guarantee.claims_first else settings.batch_max_events
 
     def _is_full(self, batch: Batch) -> bool:
-        return (
-            self._one_chunk
-            or self._guarantee.claims_first
-            or len(batch.events) >= self._batch_max_events
-            or len(batch.outputs) >= _BATCH_MAX_OUTPUTS
-        )
+        return self._one_chunk or self._guarantee.claims_first or self._is_at_bound(batch)
+
+    def _is_at_bound(self, batch: Batch) -> bool:
+        return len(batch.events) >= self._batch_max_events or len(batch.outputs) >= _BATCH_MAX_OUTPUTS
 
     def _check_held(self, batch: Batch) -> None:
         """Delivery goes on while agents hold events, up to a bound: nothing of the batch commits before they are done."""
-        if len(batch.events) >= self._batch_max_events or len(batch.outputs) >= _BATCH_MAX_OUTPUTS:
+        if not self._is_at_bound(batch) or batch.unbegun:
+            return
+        if batch.asked_for_s > _NO_ANSWER_S:
+            raise TransactionAborted(
+                f"an agent has waited for an answer for {_NO_ANSWER_S:g} s, and {batch.held} events with it"
+            )
+        if not batch.questions:
             raise ImproperlyConfigured(
                 f"agents of {self.app.conf.id} hold {batch.held} of {len(batch.events)} events without acknowledging them; "
                 "noack() is for agents that acknowledge within so many events (STREAMS_APP_BATCH_MAX_EVENTS)"
@@ -597,7 +657,7 @@ class Engine(Service):
         ends = dict(batch.consumed)
         withdrawn = batch.withdraw()
         if withdrawn:
-            purge(self.app, withdrawn)
+            purge(self.app)
             back = Fetched(batch.pin, withdrawn, {tp: ends[tp] for tp in withdrawn}, drained=False)
             self._withheld = back if self._withheld is None else back.followed_by(self._withheld)
 
@@ -700,7 +760,7 @@ class Engine(Service):
         """Drop a batch that was being filled, with its events on their way to agents."""
         self._drop(batch, reason)
         self._withheld = None
-        self.app.flow_control.clear()
+        purge(self.app)
 
     async def _in_thread(self, function: Callable[..., T], *args: Any) -> T:
         """Run in the engine's thread; once begun it is waited for, even if we are cancelled: it may be a commit."""

@@ -69,6 +69,11 @@ class Event(faust.Event):
             self.ack()
 
     @property
+    def is_over(self) -> bool:
+        """Nobody is to begin with it any more: it comes again, or was given up."""
+        return self.withdrawn or (self.batch is not None and self.batch.dead)
+
+    @property
     def undone(self) -> list[Event]:
         """This event, and what its agent has in hand with it, as far as they are not acknowledged."""
         in_hand = dict.fromkeys((*self.held_besides, *self.together, self))

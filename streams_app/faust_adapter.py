@@ -25,7 +25,7 @@ from collections.abc import (
     Sequence,
 )
 from concurrent.futures import CancelledError
-from contextlib import AbstractContextManager, aclosing, nullcontext
+from contextlib import aclosing
 from functools import partial
 from types import MappingProxyType, SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, NoReturn, TypeAlias, TypeVar, cast
@@ -47,8 +47,10 @@ from faust.agents.replies import ReplyConsumer as FaustReplyConsumer
 from faust.app.router import Router as FaustRouter
 from faust.assignor.partition_assignor import PartitionAssignor
 from faust.exceptions import ImproperlyConfigured, SameNode, Skip
+from faust.models import maybe_model
 from faust.streams import _current_event, maybe_forward
 from faust.tables.manager import TableManager as FaustTableManager
+from faust.transport.conductor import Conductor as FaustConductor
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP, FieldDescriptorT, Message
 from faust.types.windows import WindowRange
@@ -60,7 +62,7 @@ from mode.utils.objects import cached_property
 
 from streams_app.codecs import UndecodableError
 from streams_app.errors import NotHere, PartitionsLost, TransactionAborted
-from streams_app.events import Event, current_batch, in_hand
+from streams_app.events import Event, in_hand
 from streams_app.logs import about
 from streams_app.partitioning import partition_of
 from streams_app.session import Pin
@@ -336,7 +338,11 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
         }
 
     async def fetch(self, partitions: list[TP], wait_ms: int, max_records: int) -> Fetched:
-        """Wait at most ``wait_ms`` for records."""
+        """Wait at most ``wait_ms`` for records.
+
+        Raises:
+            PartitionsLost: the partitions are about to be given out anew.
+        """
         kafka_tps = [aiokafka.TopicPartition(*tp) for tp in partitions]
         records = await self.kafka.getmany(*kafka_tps, timeout_ms=wait_ms, max_records=max_records)
         # No await from here on: records, pin and positions belong together.
@@ -346,7 +352,7 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
         for kafka_tp in records:
             if kafka_tp in waiting:
                 waiting.move_to_end(kafka_tp)
-        state = self.kafka._subscription.subscription.assignment.state_value
+        state = self._state_of_partitions()
         positions, drained = {}, True
         for tp, kafka_tp in zip(partitions, kafka_tps, strict=True):
             at = state(kafka_tp)
@@ -357,8 +363,20 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
         pin = self.live_pin()
         return Fetched(pin, {TP(*kafka_tp): each for kafka_tp, each in records.items()}, positions, drained)
 
+    def _state_of_partitions(self) -> Callable[[aiokafka.TopicPartition], Any]:
+        subscription = self.kafka._subscription.subscription
+        if subscription is None or subscription.assignment is None:
+            # Topics were added: aiokafka has put another subscription in place, and tells of it later.
+            raise PartitionsLost("the subscription has changed, partitions are about to be given out anew")
+        return cast("Callable[[aiokafka.TopicPartition], Any]", subscription.assignment.state_value)
+
     async def seek_all(self, positions: Mapping[TP, int]) -> None:
-        """Set positions and let them flow; what was fetched ahead is forgotten."""
+        """Set positions and let them flow; what was fetched ahead is forgotten.
+
+        Raises:
+            PartitionsLost: as `fetch`.
+        """
+        self._state_of_partitions()
         for tp, offset in positions.items():
             kafka_tp = aiokafka.TopicPartition(*tp)
             self.kafka.seek(kafka_tp, offset)
@@ -721,11 +739,26 @@ class Producer(faust.transport.base.Producer):
         return True
 
 
+class Conductor(FaustConductor):
+    """Subscribes to topics that come to be read while the worker runs, as that of answers does at the first question.
+
+    Faust's waits 45 s before it does, in which whoever asks waits, too; and forgets what came up during a rebalance.
+    """
+
+    _resubscribe_sleep_lock_seconds = 1.0
+
+    def look_again(self) -> None:
+        """A rebalance is over: subscribe to what has come up meanwhile."""
+        if any(map(self._topic_contain_unsubscribed_topics, self._topics)):
+            self._flag_changes()
+
+
 class Transport(driver.Transport):
     """Faust's seam for all of the above."""
 
     Consumer = Consumer
     Producer = Producer
+    Conductor = Conductor
 
 
 class Assignor(PartitionAssignor):
@@ -786,6 +819,9 @@ class Supervisor(OneForOneSupervisor):
             super().wakeup()
 
 
+_NO_MORE: Any = object()
+
+
 class Agent(FaustAgent):
     """An agent that takes its end, and a cancellation of its own making, for what they are: failures.
 
@@ -795,30 +831,30 @@ class Agent(FaustAgent):
 
     async def ask(self, *args: Any, **kwargs: Any) -> Any:
         """As Faust's."""
-        with self._asked():
-            return await super().ask(*args, **kwargs)
+        return await self._answered(super().ask, *args, **kwargs)
 
     async def kvjoin(self, *args: Any, **kwargs: Any) -> list[Any]:
         """As Faust's; `join` comes here, too."""
-        with self._asked():
-            return await super().kvjoin(*args, **kwargs)
+        return cast("list[Any]", await self._answered(super().kvjoin, *args, **kwargs))
 
     async def kvmap(self, *args: Any, **kwargs: Any) -> AsyncIterator[str]:
         """As Faust's; `map` comes here, too."""
-        with self._asked():
-            async for answer in super().kvmap(*args, **kwargs):
-                yield answer
+        answers = super().kvmap(*args, **kwargs)
+        while (answer := await self._answered(anext, answers, _NO_MORE)) is not _NO_MORE:
+            yield answer
 
-    def _asked(self) -> AbstractContextManager[None]:
-        batch = current_batch()
-        if batch is None:
-            return nullcontext()
-        if not batch.sends_at_once:
+    async def _answered(self, ask: Callable[..., Awaitable[Any]], *args: Any, **kwargs: Any) -> Any:
+        event = in_hand.get()
+        if event is None or event.batch is None:
+            return await ask(*args, **kwargs)
+        if not event.batch.sends_at_once:
             raise ImproperlyConfigured(
                 f"{self.name} was asked from inside of an event under exactly_once: the question leaves with the commit, "
                 "and the commit waits for the event. Use cast() or send(), or ask from a timer, or under at_least_once"
             )
-        return batch.holding()
+        prefix = cast("App", self.app).settings.kafka_prefix
+        topics = {*getattr(self.channel, "topics", ()), prefix + self.app.conf.reply_to}
+        return await event.batch.answered(event, topics, partial(ask, *args, **kwargs))
 
     async def slurp(self, stream: Any, results: AsyncIterator[Any]) -> None:
         """Answer with what an actor over ``stream`` yields, and give it to the sinks."""
@@ -876,12 +912,18 @@ class ReplyConsumer(FaustReplyConsumer):
     """
 
     async def _start_fetcher(self, topic_name: str) -> None:
-        if topic_name in self._fetchers:
-            return
-        self._fetchers[topic_name] = None
         topic = self._reply_topic(topic_name)
-        await topic.maybe_declare()
-        self._fetchers[topic_name] = self.add_future(self._drain_replies(topic))
+        # Whoever asks first may be cancelled amid this; then the next one goes on.
+        await asyncio.shield(asyncio.ensure_future(topic.maybe_declare()))
+        if topic_name not in self._fetchers:
+            self._fetchers[topic_name] = self.add_future(self._drain_replies(topic))
+
+    async def _drain_replies(self, channel: Any) -> None:
+        """As Faust's, which counts an answer that comes twice for that of another question; `join` would be short of one."""
+        async for reply in channel.stream():
+            for promise in self._waiting.pop(reply.correlation_id, ()):
+                if not promise.done():
+                    promise.fulfill(reply.correlation_id, maybe_model(reply.value))
 
 
 class Stream(faust.Stream[Any]):
@@ -959,7 +1001,7 @@ class Stream(faust.Stream[Any]):
             async with aclosing(self._iterate(lambda event, value: (event, value), takes=True)) as events:
                 async for event, value in events:
                     if event is None:
-                        raise ImproperlyConfigured(f"take() is for topics and channels, not for {self.channel}")
+                        raise self._no_take()  # noqa: TRY301 - it is for the agent
                     turn += 1
                     if together and event.batch is not together[-1].batch:
                         # Never with those of another batch, which has ended: what the agent did for them would count here.
@@ -971,8 +1013,10 @@ class Stream(faust.Stream[Any]):
                         together.append(event)
                         shown.append(show(event, value))
                     if shown and (len(shown) == most or event.is_alone or not self._more_waits(event)):
-                        # An agent that raises does so with all of them in hand.
-                        together[-1].together = tuple(together)
+                        # An agent that raises does so with all of them in hand; the last that came may be a skipped one.
+                        last = self.current_event = together[-1]
+                        in_hand.set(last)
+                        last.together = tuple(together)
                         yield shown
                         for each in together:
                             if acks:
@@ -987,6 +1031,13 @@ class Stream(faust.Stream[Any]):
         except (GeneratorExit, asyncio.CancelledError):
             _fail(together)
             raise
+        except Exception:
+            # Of a processor, on another event, which the engine judges. These come again with it, or never.
+            _give_up(together)
+            raise
+
+    def _no_take(self) -> ImproperlyConfigured:
+        return ImproperlyConfigured(f"take() is for topics and channels, not for {self.channel}")
 
     def _more_waits(self, event: Event) -> bool:
         """Whether the next event is there already, and of the same partition: tables are kept by partition."""
@@ -1026,6 +1077,7 @@ class Stream(faust.Stream[Any]):
                         await asyncio.sleep(0)
                     if self.should_stop:
                         break
+                    self._let_put()
                     channel_value = await self.channel.__anext__()
                 if isinstance(channel_value, Event):
                     event, value = channel_value, channel_value.value
@@ -1078,10 +1130,17 @@ class Stream(faust.Stream[Any]):
 
     def _chain(self, **kwargs: Any) -> Any:
         """As Faust's; but a topic that was read before goes on to be read from the same queue, or nobody would empty that."""
+        if self.active_partitions is not None:
+            raise ImproperlyConfigured(
+                "an agent with isolated_partitions cannot use group_by() or through(): each of its actors would read all "
+                "that any of them forwards. Let another agent read the topic that this one sends to"
+            )
         channel = kwargs.pop("channel")
         known = self._inherited.get(_source(channel))
         if known is not None:
             cast(Any, self.app.topics)._topics.discard(channel)
+            if channel._root is not None:
+                channel._root._subscribers.discard(channel)
             channel = known
         chained = super()._chain(channel=channel, **kwargs)
         cast(Stream, chained)._inherited = self._inherited
@@ -1153,6 +1212,12 @@ class Stream(faust.Stream[Any]):
         queue = getattr(self.channel, "queue", None)
         return (deque(), deque()) if queue is None else (queue._queue, queue._errors)
 
+    def _let_put(self) -> None:
+        """What was taken without awaiting made room in a channel in memory: nobody told those who wait for it."""
+        queue = getattr(self.channel, "queue", None)
+        if queue is not None and queue._putters and not queue.full():
+            queue._wakeup_next(queue._putters)
+
     async def _process(self, value: Any) -> Any:
         """Run the stream's processors."""
         try:
@@ -1175,6 +1240,11 @@ def refused_join(what: str) -> ImproperlyConfigured:
         f"{what} would hold events back that nothing remembers: keep what came from one topic in a table, and let the agent "
         "of the other topic, keyed alike, look it up"
     )
+
+
+def _give_up(events: Iterable[Event]) -> None:
+    """Of those that no batch brings again, say so: nobody has them in hand any more."""
+    _fail([event for event in events if event.batch is not None and not event.batch.redelivers])
 
 
 def _fail(events: Iterable[Event]) -> None:
@@ -1204,13 +1274,19 @@ def _put(queue: Any, events: Sequence[Event]) -> None:
         queue._wakeup_next(queue._getters)
 
 
-def purge(app: App, tps: Iterable[TP]) -> None:
-    """Take events that were withdrawn out of the agents' queues: an agent that is busy for long would never get to them."""
-    for channel in {id(channel): channel for tp in tps for channel in cast(Any, app.topics)._tp_index[tp]}.values():
-        events = channel.queue._queue
-        kept = [event for event in events if not event.withdrawn]
-        events.clear()
-        events.extend(kept)
+def purge(app: App) -> None:
+    """Take out of the agents' queues what was withdrawn, or dropped: one that is busy for long would never get to it.
+
+    What came from outside of agents stays, and who waits for room in a channel in memory has it now.
+    """
+    for queue in list(cast(Any, app.flow_control)._queues):
+        waiting = queue._queue
+        kept = [event for event in waiting if not (isinstance(event, Event) and event.is_over)]
+        if len(kept) < len(waiting):
+            waiting.clear()
+            waiting.extend(kept)
+        for _ in range(len(queue._putters)):
+            queue._wakeup_next(queue._putters)
 
 
 def consumer_loop(app: App) -> asyncio.AbstractEventLoop | None:
@@ -1345,6 +1421,11 @@ class HostApp(faust.App):
 
     def _new_transport(self) -> Transport:
         return Transport(self.conf.broker_consumer, self)
+
+    def on_rebalance_end(self) -> None:
+        """As Faust's."""
+        super().on_rebalance_end()
+        cast(Conductor, self.topics).look_again()
 
     async def _on_agent_error(self, agent: Any, exc: BaseException) -> None:
         self.engine.on_agent_error(agent.name, exc)

@@ -54,6 +54,13 @@ _REOPENED_EVERY_S = 3600.0
 _NO_PROGRESS_S = 90.0
 
 
+def hide(app: App, tp: TP) -> None:
+    """Let no table of the app be read from the store of a changelog partition, whether it counts as its own or as a copy."""
+    for table in app.transactional_tables():
+        if table.changelog_topic_name == tp[0]:
+            table.data.hide(tp[1])
+
+
 class _WentBack(Exception):
     """A record came that lies at or below the checkpoint."""
 
@@ -74,6 +81,7 @@ class Replicas:
         self._current: set[TP] = set()
         self._reader: Consumer | None = None
         self._opened_s = 0.0
+        self._reopened_every_s = _REOPENED_EVERY_S
         self._retry_at_s = 0.0
         self._paused, self._turning, self._closed = True, False, False
         #: Records applied, for whoever waits for progress.
@@ -187,7 +195,7 @@ class Replicas:
         reports: list[Message] = []
         for message in reader.consume(_LOOK_RECORDS, _LOOK_S):
             (records if message.error() is None else reports).append(message)
-        if time.time() - self._opened_s > _REOPENED_EVERY_S:
+        if time.time() - self._opened_s > self._reopened_every_s:
             self._end_reader()
             return
         for tp, run in runs(records):
@@ -229,18 +237,23 @@ class Replicas:
         starts = []
         for tp in followed:
             self._stores[tp].topic_id = topic_ids[tp[0]]
-            start = trusted_start(self._stores[tp], ends[tp], kept_ms[tp[0]])
-            if start == 0:
-                self._current.discard(tp)
+            start = trusted_start(self._stores[tp], ends[tp], kept_ms[tp[0]], partial(self._hide, tp))
             starts.append(TopicPartition(*tp, start))
         self._show()
         self._followed = frozenset(followed)
         if not starts:
             return None
+        # Well within the time for which a checkpoint is believed; where nobody knows it, all is read again each time.
+        known_s = [kept / 4_000 for kept in kept_ms.values() if kept]
+        self._reopened_every_s = max(_RETRY_S, min([_REOPENED_EVERY_S, *known_s]))
         self._opened_s = time.time()
         reader = Consumer({**app.kafka.librdkafka(), **READER, "group.id": app.conf.id})
         reader.assign(starts)
         return reader
+
+    def _hide(self, tp: TP) -> None:
+        self._current.discard(tp)
+        hide(self._app, tp)
 
     def _show(self) -> None:
         """Let tables be read from the copies that are current. What the engine was given, it shows itself in its time."""

@@ -18,6 +18,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from streams_app.errors import PartitionsLost, StartRefused
@@ -25,7 +26,7 @@ from streams_app.guarantees import Guarantee
 from streams_app.offsets import TP, Committed, Offsets
 from streams_app.restore import Restoring, restore
 from streams_app.session import Pin
-from streams_app.store import Store
+from streams_app.store import Checkpoint, Store
 
 
 @dataclass(frozen=True)
@@ -47,12 +48,15 @@ class Start:
         *,
         from_latest: bool = False,
         restoring: Restoring | None = None,
+        hide: Callable[[TP], None] = lambda _tp: None,
     ) -> None:
+        """Before a store is restored from the beginning of its changelog, it is told to ``hide``."""
         self._offsets = offsets
         self._guarantee = guarantee
         self._restore_config = restore_config
         self._from_latest = from_latest
         self._restoring = restoring or Restoring()
+        self._hide = hide
 
     def run(self, pin: Pin, inputs: list[TP], stores: Mapping[TP, Store], cancelled: Callable[[], bool]) -> Started:
         """Start ``inputs``, and the ``stores`` by their changelog partitions.
@@ -124,7 +128,9 @@ class Start:
             return 0
         ends = self._offsets.high_watermarks(stores)
         kept_ms = self._offsets.tombstones_kept_ms(topic for topic, _ in stores)
-        starts = {tp: trusted_start(store, ends[tp], kept_ms[tp[0]]) for tp, store in stores.items()}
+        starts = {
+            tp: trusted_start(store, ends[tp], kept_ms[tp[0]], partial(self._hide, tp)) for tp, store in stores.items()
+        }
         restore(self._restore_config, stores, starts, ends, self._restoring, cancelled)
         return self._restoring.records
 
@@ -133,16 +139,21 @@ class Start:
             raise PartitionsLost("the assignment ended while its partitions were starting")
 
 
-def trusted_start(store: Store, end: int, tombstones_kept_ms: int) -> int:
-    """The changelog offset to restore from; a store that cannot be trusted is wiped first.
+def trusted_start(store: Store, end: int, tombstones_kept_ms: int, hide: Callable[[], None] = lambda: None) -> int:
+    """The changelog offset to restore from; a store that cannot be trusted is wiped first, behind a call of ``hide``.
 
     A deleted key's tombstone is itself deleted after a time; a checkpoint older than half of it could miss some.
     """
     checkpoint = store.checkpoint
-    if checkpoint is None:
+    if checkpoint is None and not store.corrupt:
         return 0
-    age_ms = time.time() * 1000 - checkpoint.written_ms
-    if checkpoint.topic_id != store.topic_id or checkpoint.offset >= end or age_ms > tombstones_kept_ms / 2:
+    if store.corrupt or checkpoint is None or not _is_trusted(checkpoint, store.topic_id, end, tombstones_kept_ms):
+        hide()
         store.wipe()
         return 0
     return checkpoint.offset + 1
+
+
+def _is_trusted(checkpoint: Checkpoint, topic_id: str, end: int, tombstones_kept_ms: int) -> bool:
+    age_ms = time.time() * 1000 - checkpoint.written_ms
+    return checkpoint.topic_id == topic_id and checkpoint.offset < end and age_ms <= tombstones_kept_ms / 2

@@ -286,6 +286,7 @@ class Store:
 
     def wipe(self) -> None:
         """Forget everything: the next restore starts at the beginning of the changelog."""
+        self.corrupt = True  # to whoever reads it just now
         self._db.close()
         shutil.rmtree(self.path)
         self.corrupt = False
@@ -338,7 +339,7 @@ class Store:
             raise self._trouble(error) from error
 
     def _trouble(self, error: Exception) -> StoreCorrupted | StoreFailed:
-        if _CORRUPT not in str(error):
+        if not self.corrupt and _CORRUPT not in str(error):
             return _failed(self.path, error)
         self.corrupt = True
         return StoreCorrupted(f"{self.path} is corrupt, it is wiped and restored: {error}")

@@ -18,7 +18,7 @@ from faust.types import TP
 from streams_app.batch import MAX_RECORD_BYTES, Batch, Overlay, check_size
 from streams_app.closing import OpenWindows, run_at_once
 from streams_app.codecs import Codec, key_codec, value_codec
-from streams_app.errors import DeadBatchError, NotHere, StoreCorrupted, StoreFailed
+from streams_app.errors import DeadBatchError, NotHere, StoreCorrupted, StoreFailed, TransactionAborted
 from streams_app.events import Event, current_batch, in_hand
 from streams_app.faust_adapter import HostTable, Rows
 from streams_app.faust_settings import check_table_options
@@ -160,7 +160,7 @@ class TableData:
             return self._committed(key)
         try:
             stored = overlay.get(key)
-            return self._committed(key, overlay.store) if stored is None and self._is_everywhere else stored
+            return self._elsewhere(key, overlay.store) if stored is None and self._is_everywhere else stored
         except (StoreCorrupted, StoreFailed) as error:
             raise _hopeless(error) from error
 
@@ -170,6 +170,11 @@ class TableData:
             if stored is not None:
                 return stored
         return None
+
+    def hide(self, partition: int) -> None:
+        """Show no store of ``partition`` any more. Any thread may call it: mappings are replaced, not changed."""
+        self.partitions = {at: store for at, store in self.partitions.items() if at != partition}
+        self.copies = {at: store for at, store in self.copies.items() if at != partition}
 
     def _stores(self, but: Store | None = None) -> list[Store]:
         """Those that are here, each once."""
@@ -183,9 +188,20 @@ class TableData:
         try:
             yield from overlay.items()
             if self._is_everywhere:
+                self._check_all_here()
                 yield from self._scan_committed(overlay.store)
         except (StoreCorrupted, StoreFailed) as error:
             raise _hopeless(error) from error
+
+    def _elsewhere(self, key: bytes, but: Store) -> bytes | None:
+        self._check_all_here()
+        return self._committed(key, but)
+
+    def _check_all_here(self) -> None:
+        """Of a table that is everywhere: a copy that is made anew has keys that would be missed, with their defaults."""
+        count = cast("App", self._app).replicas.partition_counts.get(self._changelog, 0)
+        if len(self.copies.keys() | self.partitions.keys()) < count:
+            raise _hopeless(TransactionAborted(f"a copy of {self._table} is being made anew"))
 
     def _scan_committed(self, but: Store | None = None) -> Iterator[tuple[bytes, bytes]]:
         for store in self._stores(but):
@@ -218,8 +234,8 @@ def _in_hand() -> Event:
     return event
 
 
-def _hopeless(error: StoreCorrupted | StoreFailed) -> DeadBatchError:
-    """The disk's fault is not the event's: else it would be set aside."""
+def _hopeless(error: StoreCorrupted | StoreFailed | TransactionAborted) -> DeadBatchError:
+    """What is the fault of the disk, or of nobody, is not the event's: else it would be set aside."""
     batch = current_batch()
     assert batch is not None
     return batch.hopeless(error)

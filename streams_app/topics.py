@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from functools import cached_property, partial
+from inspect import isawaitable
 from typing import TYPE_CHECKING, Any, cast
 
 import faust
@@ -30,6 +32,8 @@ from streams_app.session import Output, header_pairs
 
 if TYPE_CHECKING:
     from streams_app.application import App
+
+log = logging.getLogger(__name__)
 
 _OFFSET_UNKNOWN = -1
 
@@ -230,8 +234,20 @@ class Topic(faust.Topic):
         sent = FutureMessage(message)
         sent.set_result(record_metadata(self._name, -1 if partition is None else partition, _OFFSET_UNKNOWN, timestamp))
         if callback is not None:
-            batch.callbacks.append(partial(callback, sent))
+            batch.callbacks.append(partial(self._call, callback, sent))
         return sent
+
+    def _call(self, callback: Callable[[FutureMessage], Any], sent: FutureMessage) -> None:
+        """Tell who sent it that it is committed; what they raise is logged, be it a function or a coroutine."""
+        told = callback(sent)
+        if isawaitable(told):
+            cast("App", self.app).add_future(self._awaited(told))
+
+    async def _awaited(self, told: Awaitable[Any]) -> None:
+        try:
+            await told
+        except Exception:
+            log.exception("the callback of a send to %s failed; the record is committed", self._name)
 
     def _encode(
         self,

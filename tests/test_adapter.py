@@ -35,7 +35,7 @@ from mode.utils.queues import FlowControlEvent, ThrowableQueue
 
 from streams_app.application import App as Ours
 from streams_app.errors import PartitionsLost, StreamsAppError, TransactionAborted
-from streams_app.faust_adapter import Assignor, ConsumerThread, _put, consumer_loop, end_consumer
+from streams_app.faust_adapter import Assignor, Conductor, ConsumerThread, _put, consumer_loop, end_consumer
 from streams_app.session import Pin
 
 PIN = Pin("group", 3, "member")
@@ -77,6 +77,9 @@ PIN = Pin("group", 3, "member")
         (WindowWrapper, "_keys"),
         (TableManager, "_update_channels"),
         (LeaderAssignor, "_leader_topic_name"),
+        (conductor.Conductor, "_flag_changes"),
+        (conductor.Conductor, "_resubscribe_sleep_lock_seconds"),
+        (conductor.Conductor, "_topic_contain_unsubscribed_topics"),
         (driver.AIOKafkaConsumerThread, "_create_worker_consumer"),
         (driver.AIOKafkaConsumerThread, "_create_client_consumer"),
         (driver.AIOKafkaConsumerThread, "_ensure_consumer"),
@@ -116,6 +119,12 @@ def test_a_name_that_we_override_or_call_is_there(owner: type, name: str) -> Non
         (Stream.through, "self._chain(channel=channel_it)"),
         (Collection.__init__, "self._on_window_close"),
         (Channel.__init__, "self._root"),
+        (Channel.__init__, "self._subscribers"),
+        (Channel.queue.fget, "clear_on_resume=True"),
+        (FlowControlEvent.__init__, "self._queues"),
+        (ThrowableQueue.clear, "self._putters"),
+        (ReplyConsumer.add, "self._waiting[correlation_id].add(promise)"),
+        (conductor.Conductor._subscriber.fun, "if self.app.rebalancing:"),
         (conductor.Conductor.__init__, "self._topics"),
         (ThrowableQueue.__init__, "self._errors"),
         (conductor.Conductor.__init__, "self._tp_index"),
@@ -324,3 +333,36 @@ async def test_events_that_come_together_wake_as_many_actors() -> None:
     await asyncio.wait(actors, timeout=1, return_when=asyncio.ALL_COMPLETED)
     assert sorted(actor.result() for actor in actors if actor.done()) == [1, 2]
     actors[-1].cancel()
+
+
+async def test_a_subscription_that_is_about_to_change_is_no_crash() -> None:
+    """Topics were added: between aiokafka's new subscription and its word of it there are no partitions to fetch from."""
+
+    class Kafka:
+        _subscription = SimpleNamespace(subscription=SimpleNamespace(assignment=None))
+        _fetcher = SimpleNamespace(_records={})
+
+        async def getmany(self, *_tps: object, **_options: object) -> dict[object, object]:
+            return {}
+
+    thread = object.__new__(ConsumerThread)
+    thread._ensure_consumer = Kafka  # type: ignore[method-assign,assignment]
+    with pytest.raises(PartitionsLost, match="given out anew"):
+        await thread.fetch([TP("t", 0)], 1, 1)
+    with pytest.raises(PartitionsLost, match="given out anew"):
+        await thread.seek_all({TP("t", 0): 0})
+
+
+def test_what_came_up_during_a_rebalance_is_subscribed_to() -> None:
+    """Faust's conductor forgets it: whoever asks for the first time then waits for ever."""
+    topics = Conductor(cast(Any, SimpleNamespace(client_only=False)))
+    known, new = SimpleNamespace(topics=["known"]), SimpleNamespace(topics=["known", "new"])
+    assert not topics._topic_name_index["known"], "it is subscribed to, whoever reads it"
+    changed = topics._subscription_changed = asyncio.Event()
+    topics._subscription_done = cast(Any, object())
+    topics._topics = cast(Any, [known])
+    topics.look_again()
+    assert not changed.is_set()
+    topics._topics = cast(Any, [known, new])
+    topics.look_again()
+    assert changed.is_set()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import weakref
+from functools import partial
 from typing import Any, cast
 
 import pytest
@@ -109,3 +111,60 @@ def test_the_events_of_a_committed_batch_go_at_once() -> None:
     event = weakref.ref(batch.events[0])
     batch.release()
     assert event() is None
+
+
+async def test_who_waits_for_an_answer_hears_that_the_batch_was_dropped() -> None:
+    """It would begin with no event of the next batch, and its answer may come with one of them: both would wait for ever."""
+    batch = filled({TP("in", 0): 1}, 1, set())
+    [event] = batch.events
+    answer = asyncio.get_running_loop().create_future()
+    asks = asyncio.ensure_future(batch.answered(event, {"asked"}, lambda: answer))
+    await asyncio.sleep(0)
+    assert (batch.is_settled, batch.waits_for_more, batch.asked) == (True, True, {"asked"})
+    batch.drop()
+    with pytest.raises(DeadBatchError, match="delivered again"):
+        await asyncio.wait_for(asks, 10)
+    assert answer.cancelled()
+
+
+async def test_who_waits_for_an_answer_and_is_cancelled_is_cancelled() -> None:
+    batch = filled({TP("in", 0): 2}, 1, set())
+    event, other = batch.events
+    asks = asyncio.ensure_future(batch.answered(event, {"asked"}, partial(asyncio.sleep, 60)))
+    await asyncio.sleep(0)
+    asks.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asks
+    assert (batch.held, batch.questions) == (0, {})
+    assert await batch.answered(other, {"asked"}, partial(asyncio.sleep, 0, "yes")) == "yes"
+    assert (batch.held, batch.questions) == (0, {})
+
+
+async def test_two_questions_of_one_event_hold_it_once() -> None:
+    """Answers may be gathered; and a drop is told to both."""
+    batch = filled({TP("in", 0): 1}, 1, set())
+    [event] = batch.events
+    loop = asyncio.get_running_loop()
+    first, second = loop.create_future(), loop.create_future()
+    asks = [
+        asyncio.ensure_future(batch.answered(event, {topic}, lambda each=each: each))
+        for topic, each in (("a", first), ("b", second))
+    ]
+    await asyncio.sleep(0)
+    assert (batch.held, batch.asked) == (1, {"a", "b"})
+    second.set_result("yes")
+    assert await asyncio.wait_for(asks[1], 10) == "yes"
+    assert (batch.held, batch.asked) == (1, {"a"})
+    batch.drop()
+    with pytest.raises(DeadBatchError):
+        await asyncio.wait_for(asks[0], 10)
+    assert batch.held == 0
+    with pytest.raises(DeadBatchError):
+        await batch.answered(event, {"a"}, lambda: pytest.fail("asked in a batch that was dropped"))
+
+
+def test_what_else_is_held_may_wait_for_anything() -> None:
+    batch = filled({TP("in", 0): 2}, 1, set())
+    assert batch.asked_for_s == 0
+    batch.events[0].hold()
+    assert batch.asked is None

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
-from collections import Counter, defaultdict
+from collections import Counter
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -15,14 +17,22 @@ from faust.types import TP, Message
 
 from streams_app.batch import Batch
 from streams_app.engine import Engine
+from streams_app.errors import DeadBatchError, KafkaUnreachable, TransactionAborted
 from streams_app.events import Event, in_hand
 from streams_app.faust_adapter import Assignment, Fetched
 from streams_app.figures import Figures
+from streams_app.pipeline import Pipeline
 from streams_app.session import Pin
 from streams_app.settings import Settings
+from streams_app.start import Started
+from streams_app.table import TableData
 
 PIN = Pin("group", 1, "member")
-INPUT = TP("in", 0)
+INPUT, ASKED = TP("in", 0), TP("asked", 0)
+
+
+def message(tp: TP, offset: int) -> Message:
+    return Message(*tp, offset, 0.0, 0, [], b"k", b"v", None, 1, 1, tp)
 
 
 class Bare(Engine):
@@ -32,12 +42,11 @@ class Bare(Engine):
 
     def __init__(self) -> None:
         self.queue: list[Event] = []
-        channel = SimpleNamespace(queue=SimpleNamespace(_queue=self.queue))
         self.app = cast(
             Any,
             SimpleNamespace(
                 settings=Settings(commit_interval_ms=20, revoke_timeout_ms=20),
-                topics=SimpleNamespace(_tp_index=defaultdict(set, {INPUT: {Hashed(channel)}})),
+                flow_control=SimpleNamespace(_queues=[SimpleNamespace(_queue=self.queue, _putters=[])]),
             ),
         )
         self._guarantee = cast(Any, SimpleNamespace(redelivers=True, claims_first=False, after_trouble=lambda: None))
@@ -52,20 +61,13 @@ class Bare(Engine):
     def deliver(self, count: int) -> tuple[Batch, Fetched]:
         """A batch of so many events, in the agents' queue."""
         batch = Batch(PIN)
-        messages = [Message("in", 0, n, 0.0, 0, [], b"k", b"v", None, 1, 1, INPUT) for n in range(count)]
+        messages = [message(INPUT, offset) for offset in range(count)]
         batch.messages[INPUT], batch.consumed[INPUT] = messages, count
-        for message in messages:
-            event = Event(cast(Any, None), None, None, [], message, batch)
+        for each in messages:
+            event = Event(cast(Any, None), None, None, [], each, batch)
             batch.add([event])
             self.queue.append(event)
         return batch, Fetched(PIN, {INPUT: messages}, {INPUT: count}, drained=True)
-
-
-class Hashed:
-    """A channel, as a set wants it."""
-
-    def __init__(self, channel: SimpleNamespace) -> None:
-        self.queue = channel.queue
 
 
 @pytest.mark.parametrize(("acked", "blamed"), [(False, True), (True, False)])
@@ -123,11 +125,34 @@ async def test_who_holds_more_events_than_fit_into_a_batch_is_told() -> None:
     engine.app.conf = SimpleNamespace(id="app")
     batch, _ = engine.deliver(4)
     for event in batch.events:
+        event.taken = True
         event.hold()
     engine._check_held(batch)
     batch.add(batch.events[:1])
     with pytest.raises(ImproperlyConfigured, match="hold 4 of 5 events without acknowledging them"):
         engine._check_held(batch)
+
+
+async def test_a_question_that_nobody_answers_does_not_grow_its_batch_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Soon its answer comes by the topics of those asked, later by any; a full batch is given up, and done again."""
+    engine = Flooded()
+    engine.app.settings = Settings(batch_max_events=5)
+    batch, _ = engine.deliver(4)
+    for event in batch.events:
+        event.taken = True
+    asks = asyncio.ensure_future(batch.answered(batch.events[0], {"asked"}, partial(asyncio.sleep, 60)))
+    await asyncio.sleep(0)
+    assert engine._waited_for(batch) == [ASKED]
+    now_s = time.monotonic() + 10
+    monkeypatch.setattr("streams_app.batch.time.monotonic", lambda: now_s)
+    assert engine._waited_for(batch) == [INPUT, ASKED]
+    batch.add(batch.events[:1])
+    assert engine._waited_for(batch) == [ASKED]
+    engine._check_held(batch)
+    now_s += 60
+    with pytest.raises(TransactionAborted, match="waited for an answer"):
+        engine._check_held(batch)
+    asks.cancel()
 
 
 async def test_trouble_that_looks_like_a_cancellation_does_not_end_the_engine() -> None:
@@ -166,3 +191,173 @@ async def test_an_engine_that_is_cancelled_ends() -> None:
     serving.cancel()
     with pytest.raises(asyncio.CancelledError):
         await serving
+
+
+@pytest.mark.parametrize("together", [False, True])
+async def test_an_agent_that_takes_its_time_to_end_is_blamed_all_the_same(together: bool) -> None:
+    """It closes a session, say, and its batch is dropped meanwhile: uncounted, the event would come back for ever."""
+    engine = Bare()
+    engine._alone = {}
+    batch, _ = engine.deliver(2)
+    first, last = batch.events
+    if together:
+        last.together = (first, last)
+    in_hand.set(last)
+    batch.fail(first if together else last)
+    engine._abandon(batch, "agent_error")
+    engine.on_agent_error("agent", ValueError("no"))
+    assert (engine._alone, engine._attempts) == (({INPUT: 1}, {}) if together else ({}, {(INPUT, 1): 1}))
+    in_hand.set(None)
+
+
+async def test_a_batch_that_is_dropped_for_no_events_fault_blames_none() -> None:
+    engine = Bare()
+    batch, _ = engine.deliver(1)
+    in_hand.set(batch.events[0])
+    engine._abandon(batch, "partitions_lost")
+    engine.on_agent_error("agent", DeadBatchError("dropped"))
+    engine.on_agent_error("agent", ValueError("of the above"))
+    assert not engine._attempts
+    in_hand.set(None)
+
+
+class Flooded(Bare):
+    """Behind each chunk of input there is another one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._pipeline = Pipeline(cast(Any, None))
+        self._commit_took_s, self._chunk_events, self._one_chunk = 0.0, 64, False
+        self._alone = {}
+        self._positions = {INPUT: 0, ASKED: 0}
+        self.next = dict(self._positions)
+        self.app.conf = SimpleNamespace(id="app")
+
+    async def _fetch_of(self, partitions: list[TP], _assignment: Assignment, _wait_ms: int, most: int) -> Fetched:
+        await asyncio.sleep(0)
+        messages = {}
+        for tp in partitions:
+            if tp == INPUT:
+                begin = self.next[tp]
+                self.next[tp] += most
+                messages[tp] = [message(tp, offset) for offset in range(begin, begin + most)]
+        return Fetched(PIN, messages, {tp: self.next[tp] for tp in messages}, drained=not messages)
+
+    def _deliver(self, batch: Batch, fetched: Fetched) -> None:
+        for tp, messages in fetched.messages.items():
+            batch.messages.setdefault(tp, []).extend(messages)
+            events = [Event(cast(Any, None), None, None, [], each, batch) for each in messages]
+            batch.add(events)
+            self.queue += events
+
+
+@pytest.mark.parametrize("asks", [True, False])
+async def test_who_holds_an_event_is_not_flooded_with_others(asks: bool) -> None:
+    """A slow answer, or slow agents that acknowledge themselves, beside a backlog: it would be held up to the bound.
+
+    Nor does the batch of one that asks go on for ever, where there is always more to ask for.
+    """
+    engine = Flooded()
+    batch = Batch(PIN)
+
+    async def slow() -> None:
+        held: list[Event] = []
+        while True:
+            while not engine.queue:  # noqa: ASYNC110 - and not between two events, as agents do not
+                await asyncio.sleep(0)
+            event = engine.queue.pop(0)
+            event.taken = True
+            if asks:
+                await batch.answered(event, {"asked"}, partial(asyncio.sleep, 0.002))
+                event.ack()
+            elif len(held) < 70:
+                event.hold()
+                held.append(event)
+                await asyncio.sleep(0.002)
+            else:
+                for each in [*held, event]:
+                    each.ack()
+
+    task = asyncio.ensure_future(slow())
+    assignment = Assignment(PIN, frozenset({INPUT, ASKED}))
+    first = await engine._fetch_of([INPUT], assignment, 0, 64)
+    try:
+        await asyncio.wait_for(engine._fill(batch, first, assignment), 20)
+    finally:
+        task.cancel()
+    assert batch.pending == batch.held == 0
+    assert engine.next[INPUT] <= (64 if asks else 64 + 2 * 32), "fetched in all; some may have been taken back"
+    assert engine._chunk_events <= 32, "slow agents get few at a time"
+
+
+class Starting(Bare):
+    """It starts the partitions of one table's changelog, and notes which ones pages are shown meanwhile."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shown: list[set[int]] = []
+        self.breaks_off = False
+        self.data = object.__new__(TableData)
+        self.data.partitions, self.data.copies = {}, {}
+        table = SimpleNamespace(
+            changelog_topic_name="log",
+            is_followed=False,
+            data=self.data,
+            call_recover_callbacks=partial(asyncio.sleep, 0),
+        )
+        self.app = cast(
+            Any,
+            SimpleNamespace(
+                guarantee="exactly_once",
+                settings=Settings(revoke_timeout_ms=20),
+                tables=SimpleNamespace(changelog_topics={"log"}),
+                transactional_tables=lambda: [table],
+                replicas=SimpleNamespace(exchange=lambda *_: {}),
+                open_store=lambda *_: SimpleNamespace(),
+                flow_control=SimpleNamespace(is_active=lambda: True),
+                rebalancing=False,
+                on_rebalance_start=lambda: None,
+            ),
+        )
+        self._stores, self._whole, self._kept, self._assignment = {}, set(), set(), None
+        self._assigned, self._idle, self.ready = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def begin(self, *partitions: int, breaks_off: bool = False) -> set[int]:
+        """What pages are shown while the partitions start."""
+        assignment = Assignment(PIN, frozenset(TP("log", each) for each in partitions))
+        self.on_assigned(assignment)
+        self._idle.set()
+        self.breaks_off = breaks_off
+        with contextlib.suppress(KafkaUnreachable):
+            await self._start_partitions(assignment)
+        return self.shown[-1]
+
+    def _start(self, _assignment: Assignment, _inputs: list[TP], changelogs: set[TP]) -> Started:
+        self._open_stores(changelogs, frozenset(), {"log": "id"})
+        self.shown.append(set(self.data.partitions))
+        if self.breaks_off:
+            raise KafkaUnreachable("amid the restore")
+        return Started({}, 0)
+
+    async def _in_thread(self, function: Any, *args: Any) -> Any:
+        return function(*args)
+
+    async def _rewind(self) -> None:
+        """Nothing was fetched."""
+
+
+async def test_pages_are_shown_what_is_whole_and_ours() -> None:
+    """Half of a table looks like a whole one from which something was deleted; and who has lost it knows only what it was."""
+    engine = Starting()
+    assert await engine.begin(0, 1, breaks_off=True) == set()
+    assert await engine.begin(0, 1) == set(), "the first start was broken off in their restore"
+    assert await engine.begin(0, 1) == {0, 1}
+    assert await engine.begin(0) == {0}
+    assert await engine.begin(0, 1) == {0}, "the other one was somebody else's meanwhile"
+    engine.on_assigned(Assignment(PIN, frozenset({TP("log", 0)})))
+    assert await engine.begin(0, 1) == {0}, "so it was, though nothing was started there"
+    await engine.on_revoked(lost=True)
+    assert await engine.begin(0, 1) == set()
+    engine._hide_store(("log", 1))
+    assert set(engine.data.partitions) == {0}, "what is about to be wiped"
+    assert await engine.begin(0, 1, breaks_off=True) == {0}

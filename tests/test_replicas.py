@@ -195,6 +195,22 @@ def test_trouble_is_said_and_passes(changelog: Changelog, monkeypatch: pytest.Mo
     assert "the disk is full" in caplog.text
 
 
+def test_a_copy_that_turns_out_corrupt_is_read_anew(changelog: Changelog) -> None:
+    """Only those of the worker's own partitions were: who read it would fail for ever, and so would all other copies."""
+    changelog.write(a=1)
+    changelog.write(partition=1, b=2)
+    changelog.app.follow(changelog.table)
+    changelog.replicas.follow()
+    wait_until(lambda: len(changelog.table.data.copies) == PARTITIONS, "all partitions are shown")
+    records, store = changelog.replicas.records, changelog.table.data.copies[0]
+    store.corrupt = True
+    changelog.replicas.follow()
+    wait_until(lambda: changelog.replicas.records == records + 1, "it is read again, and the other one is not")
+    wait_until(lambda: len(changelog.table.data.copies) == PARTITIONS, "all partitions are shown again")
+    assert not store.corrupt
+    assert dict(changelog.table.items()) == {"a": 1, "b": 2}
+
+
 def restored(log: str) -> list[int]:
     return [int(number) for number in re.findall(r"(\d+) records restored", log)]
 

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
+from faust.agents.models import ReqRepResponse
+from faust.agents.replies import BarrierState, ReplyPromise
 
+from streams_app.faust_adapter import ReplyConsumer
 from tests.rig import rig, wait_until
+from tests.test_streams import an_app
 
 
 @pytest.mark.parametrize("guarantee", ["exactly_once", "at_least_once", "at_most_once"])
@@ -19,6 +26,76 @@ def test_whoever_asks_from_outside_of_agents_gets_an_answer(kafka_url: str, tmp_
         wait_until(lambda: worker.says("answers: [10, 20]") or not worker.alive, "an answer")
         assert worker.says("answers: [10, 20]"), worker.log.read_text()[-3000:]
         asking.stop()
+
+
+@pytest.mark.parametrize("guarantee", ["exactly_once", "at_least_once"])
+def test_the_first_question_subscribes_to_its_answers(kafka_url: str, tmp_path: Path, guarantee: str) -> None:
+    """Asked while partitions are given out and started; Faust's would forget it, or wait for 45 s."""
+    with rig(kafka_url, tmp_path, GUARANTEE=guarantee, ASK="yes", LATER="yes") as asking:
+        asking.app = "tests.apps.asking"
+        asking.create_topics("amounts")
+        worker = asking.worker()
+        wait_until(lambda: worker.says("answers: [10, 20]") or not worker.alive, "an answer")
+        assert worker.says("answers: [10, 20]"), worker.log.read_text()[-3000:]
+        asking.stop()
+
+
+def test_an_agent_whose_first_question_has_a_backlog_behind_it_goes_on(kafka_url: str, tmp_path: Path) -> None:
+    """It subscribes to its answers amid an event, and gets no more events than it can do meanwhile."""
+    with rig(kafka_url, tmp_path, GUARANTEE="at_least_once", LATER="yes", STREAMS_APP_BATCH_MAX_EVENTS="20") as asking:
+        asking.app = "tests.apps.asking"
+        asking.create_topics("amounts")
+        asking.send(100)
+        worker = asking.worker().wait_started()
+        asking.wait_consumed()
+        assert not worker.says("without acknowledging them")
+        asking.check_at_least_once()
+        asking.stop()
+
+
+async def test_a_first_question_that_is_given_up_leaves_the_answers_to_the_next_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its batch is dropped while the topic is being created: nobody would ever read answers in this process."""
+    consumer, declared = ReplyConsumer(an_app()), asyncio.Event()
+    drained: list[object] = []
+
+    async def drain(topic: object) -> None:
+        drained.append(topic)
+
+    topic = SimpleNamespace(maybe_declare=declared.wait)
+    monkeypatch.setattr(consumer, "_reply_topic", lambda _name: topic)
+    monkeypatch.setattr(consumer, "_drain_replies", drain)
+    asks = [asyncio.ensure_future(consumer.add(name, ReplyPromise("answers", name))) for name in "ab"]
+    await asyncio.sleep(0)
+    asks[0].cancel()
+    await asyncio.sleep(0)
+    declared.set()
+    await asyncio.wait_for(asks[1], 10)
+    await asyncio.wait_for(consumer.add("c", ReplyPromise("answers", "c")), 10)
+    await asyncio.sleep(0)
+    assert (asks[0].cancelled(), drained) == (True, [topic])
+
+
+async def test_an_answer_that_comes_twice_is_that_of_one_question() -> None:
+    """At least once it may; counted for that of another question, `join` would be short of one."""
+    app = an_app()
+    consumer = ReplyConsumer(app)
+    barrier, asked = BarrierState("answers"), [ReplyPromise("answers", name) for name in "ab"]
+    for promise in asked:
+        barrier.add(promise)
+        consumer._waiting[promise.correlation_id].add(barrier)
+    barrier.finalize()
+    given_up = ReplyPromise("answers", "c")
+    given_up.cancel()
+    consumer._waiting["c"].add(given_up)
+    replies = [ReqRepResponse(key=None, value=value, correlation_id=of) for of, value in [("a", 1), ("a", 1), ("c", 3)]]
+    channel = cast(Any, SimpleNamespace(stream=lambda: app.stream(replies)))
+    await consumer._drain_replies(channel)
+    assert (barrier.done(), barrier.fulfilled) == (False, 1)
+    replies[:] = [ReqRepResponse(key=None, value=2, correlation_id="b")]
+    await consumer._drain_replies(channel)
+    assert {each.correlation_id: each.value async for each in barrier.iterate()} == {"a": 1, "b": 2}
 
 
 def test_an_agent_that_asks_another_goes_on_with_the_answer(kafka_url: str, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -224,6 +225,28 @@ def test_a_checkpoint_that_lies_is_not_believed(store: Store, lie: str, monkeypa
     assert trusted_start(store, end, tombstones_kept_ms=DAY_MS) == 0
     assert list(store.items()) == []
     assert store.checkpoint is None
+
+
+@pytest.mark.parametrize("corrupt", [True, False])
+def test_a_store_is_hidden_before_it_is_wiped(store: Store, monkeypatch: pytest.MonkeyPatch, corrupt: bool) -> None:
+    """Half of a table looks like a whole one. And who reads it just now hears that it is restored, not of a full disk."""
+    store.publish({b"a": b"1"}, [], 7)
+    store._recent, store.corrupt = {}, corrupt
+    seen: list[object] = []
+    remove = shutil.rmtree
+
+    def removed(path: Path) -> None:
+        with pytest.raises(StoreCorrupted, match="restored"):
+            store.get(b"b")
+        seen.append("removed")
+        remove(path)
+
+    monkeypatch.setattr("streams_app.store.shutil.rmtree", removed)
+    end = 8 if corrupt else 7
+    assert trusted_start(store, end, tombstones_kept_ms=DAY_MS, hide=lambda: seen.append(store.checkpoint)) == 0
+    assert [type(each).__name__ for each in seen] == ["Checkpoint", "str"]
+    assert not store.corrupt
+    assert list(store.items()) == []
 
 
 def remember(overlay: Overlay, key: bytes, timestamp_ms: int) -> None:

@@ -16,7 +16,7 @@ from streams_app import faust_adapter
 from streams_app.application import App
 from streams_app.batch import Batch
 from streams_app.errors import DeadBatchError
-from streams_app.events import Event
+from streams_app.events import Event, in_hand
 from streams_app.faust_adapter import Agent
 from streams_app.session import Pin
 from streams_app.settings import GUARANTEES, Settings
@@ -318,31 +318,41 @@ def test_an_agent_that_is_defined_in_a_function_is_named_by_it() -> None:
     assert looks.name == f"{__name__}.looks"
 
 
-async def test_what_is_taken_together_is_of_one_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Others' turn amid a list, and in it a rebalance: what was in hand would count in the batch of who came after it."""
-    monkeypatch.setattr(faust_adapter, "_EVENTS_A_TURN", 2)
-    app = an_app()
+def an_actor(guarantee: str = "exactly_once", **settings: Any) -> tuple[App, Any]:
+    """An app, and the stream of an actor of its one agent, which nobody reads yet."""
+    app = an_app(guarantee)
 
-    @app.agent(app.topic("in", value_type=Entry))
+    @app.agent(app.topic("in", value_type=Entry), **settings)
     async def takes(stream):
         async for _ in stream:
             pass
 
     app.flow_control.resume()
-    stream = cast(Agent, takes).stream(takes.channel)
-    queue, first, second = stream.channel.queue, Batch(Pin("group", 1, "one")), Batch(Pin("group", 2, "one"))
+    return app, cast(Agent, takes).stream(takes.channel)
 
-    def deliver(batch: Batch, count: int) -> None:
-        for offset in range(count):
-            message = Message("in", 0, offset, 0.0, 0, [], b"k", b"v", None, tp=TP("in", 0))
-            event = Event(app, "k", Entry(offset), [], message, batch)
-            batch.add([event])
-            queue.put_nowait(event)
+
+def deliver(stream: Any, batch: Batch, *ids: int) -> list[Event]:
+    """Events of one partition, into the stream's queue."""
+    events = []
+    for offset, each in enumerate(ids):
+        message = Message("in", 0, offset, 0.0, 0, [], b"k", b"v", None, tp=TP("in", 0))
+        events.append(Event(stream.app, "k", Entry(each), [], message, batch))
+    batch.add(events)
+    for event in events:
+        stream.channel.queue.put_nowait(event)
+    return events
+
+
+async def test_what_is_taken_together_is_of_one_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others' turn amid a list, and in it a rebalance: what was in hand would count in the batch of who came after it."""
+    monkeypatch.setattr(faust_adapter, "_EVENTS_A_TURN", 2)
+    app, stream = an_actor()
+    first, second = Batch(Pin("group", 1, "one")), Batch(Pin("group", 2, "one"))
 
     def rebalance() -> None:
         first.drop()
-        queue._queue.clear()
-        deliver(second, 3)
+        faust_adapter.purge(app)
+        deliver(stream, second, 0, 1, 2)
 
     rebalances = iter([rebalance])
 
@@ -352,10 +362,139 @@ async def test_what_is_taken_together_is_of_one_batch(monkeypatch: pytest.Monkey
         return value
 
     stream.add_processor(look)
-    deliver(first, 3)
+    deliver(stream, first, 0, 1, 2)
     lists = stream.take_events(20)
     async with asyncio.timeout(10):
         taken = [await anext(lists), await anext(lists)]
     await lists.aclose()
     await stream.stop()
     assert [[event.batch for event in each] for each in taken] == [[first] * 3, [second] * 3]
+
+
+async def test_an_agent_that_takes_has_in_hand_what_it_was_given() -> None:
+    """Not the one behind it that was filtered out: the time of its windows, and what is to blame when it raises."""
+    _, stream = an_actor()
+    stream.filter(lambda entry: entry.id != 9)
+    deliver(stream, Batch(Pin("group", 1, "one")), 1, 2, 9)
+    lists = stream.take(20)
+    assert await anext(lists) == [Entry(1), Entry(2)]
+    event = in_hand.get()
+    assert event is stream.current_event
+    assert [each.value for each in event.undone] == [Entry(1), Entry(2)]
+    await lists.aclose()
+
+
+async def test_what_was_collected_when_a_processor_raised_is_given_up_at_most_once() -> None:
+    """Nobody has it in hand any more: its batch would wait for it for ever, and its partition with it."""
+    _, stream = an_actor("at_most_once")
+
+    def refuse(entry: Entry) -> Entry:
+        if entry.id == 9:
+            raise ValueError("no")
+        return entry
+
+    stream.add_processor(refuse)
+    batch = Batch(Pin("group", 1, "one"), redelivers=False)
+    events = deliver(stream, batch, 1, 2, 9)
+    with pytest.raises(ValueError, match="no"):
+        await anext(stream.take(20))
+    assert (batch.given_up, [event.acked for event in events]) == (2, [True, True, False])
+
+
+@pytest.mark.parametrize(("takes", "room"), [(True, 10), (True, 1), (False, 10), (False, 1)])
+async def test_who_puts_into_a_full_channel_goes_on_when_it_is_read(takes: bool, room: int) -> None:
+    """Its reader takes without awaiting, of which asyncio's queue tells nobody: both would wait for each other, for ever."""
+    app, stream = an_actor()
+    channel, read = app.channel(maxsize=room), []
+    inner = channel.stream()
+
+    async def reads() -> None:
+        async for each in inner.take(100) if takes else inner:
+            first = not read
+            read.extend(each if takes else [each])
+            while first and not inner.channel.queue.full():  # noqa: ASYNC110
+                await asyncio.sleep(0)
+
+    async def writes() -> None:
+        async for _ in stream:
+            for number in range(50):
+                await channel.send(value=number)
+
+    batch = Batch(Pin("group", 1, "one"))
+    tasks = [asyncio.ensure_future(reads()), asyncio.ensure_future(writes())]
+    deliver(stream, batch, 1)
+    try:
+        await asyncio.wait_for(batch.settled(), 10)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+    assert (read, batch.pending) == ([*range(50)], 0)
+
+
+async def test_a_batch_that_is_dropped_takes_nothing_with_it_that_came_from_outside() -> None:
+    """A timer's values in a channel in memory are in no batch; and who puts them there waits for room, not for an error."""
+    app, stream = an_actor()
+    channel = app.channel(maxsize=2)
+    inner = channel.stream()
+    await channel.put("a")
+    batch = Batch(Pin("group", 1, "one"))
+    deliver(stream, batch, 1, 2)
+    in_hand.set(batch.events[0])
+    await channel.put("of the batch")
+    in_hand.set(None)
+    waiting = asyncio.ensure_future(channel.put("b"))
+    await asyncio.sleep(0)
+    batch.drop()
+    faust_adapter.purge(app)
+    await asyncio.wait_for(waiting, 10)
+    assert stream.channel.queue.empty()
+    values = aiter(inner)
+    async with asyncio.timeout(10):
+        assert [await anext(values), await anext(values)] == ["a", "b"]
+    await values.aclose()
+
+
+async def test_grouping_by_isolated_partitions_is_refused() -> None:
+    """The actor of each partition would read what all of them forward: an effect for each of them."""
+    _, stream = an_actor(isolated_partitions=True)
+    stream.active_partitions = {TP("in", 0)}
+    with pytest.raises(ImproperlyConfigured, match="another agent"):
+        stream.group_by(lambda entry: str(entry.id), name="id")
+    with pytest.raises(ImproperlyConfigured, match="another agent"):
+        stream.through("elsewhere")
+
+
+async def test_a_stream_that_is_made_again_reads_on_from_its_channel() -> None:
+    """And from no other queue beside it: what is put there nobody would read."""
+    app, stream = an_actor()
+    channel = app.channel()
+    first = stream.through(channel)
+    again = app.stream(await stream.hand_over())
+    again.inherit(stream)
+    second = again.through(channel)
+    assert second.channel is first.channel
+    assert set(channel._subscribers) == {first.channel}
+    await again.stop()
+
+
+async def test_the_callback_of_a_send_may_be_a_coroutine(run_agent: Runner, caplog: pytest.LogCaptureFixture) -> None:
+    """As Faust's may; what it raises is said, and nothing else: the record is committed."""
+    app = an_app()
+    out, told = app.topic("out", value_type=Entry), asyncio.Event()
+
+    async def tell(sent: Any) -> None:
+        await asyncio.sleep(0)
+        told.set()
+        raise ValueError("not so good")
+
+    @app.agent(app.topic("in", value_type=Entry))
+    async def agent(stream):
+        async for entry in stream:
+            await out.send(value=entry, callback=tell)
+
+    async with run_agent(agent) as running:
+        await running.send("k", Entry(1))
+        await asyncio.wait_for(told.wait(), 10)
+        await asyncio.sleep(0)
+    assert "the callback of a send to out failed; the record is committed" in caplog.text

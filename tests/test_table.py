@@ -13,8 +13,9 @@ from faust.types.tuples import Message
 
 from streams_app.application import App
 from streams_app.batch import MAX_RECORD_BYTES, Batch
-from streams_app.errors import DeadBatchError, StoreFailed
+from streams_app.errors import DeadBatchError, StoreFailed, TransactionAborted
 from streams_app.events import Event, in_hand
+from streams_app.replicas import hide
 from streams_app.session import Pin
 from streams_app.settings import Settings
 from streams_app.store import Store
@@ -244,3 +245,35 @@ def test_an_agent_of_another_guarantee_reads_committed_values_and_writes_nothing
     assert dict(hand.table.items()) == {"a": 1, "b": 2}
     with pytest.raises(ImproperlyConfigured, match="tables-at-least-once wrote it"):
         hand.table["a"] = 5
+
+
+def test_a_global_table_with_a_hole_is_not_read_by_agents(hand: Hand, tmp_path: Path) -> None:
+    """A copy that is made anew has keys that would be missed, with their defaults, and that would be committed."""
+    table = hand.app.GlobalTable("rates", key_type=str, value_type=int, default=int)
+    own, other = Store(tmp_path / "own", topic_id="topic"), Store(tmp_path / "other", topic_id="topic")
+    own.publish({b"EUR": b"1"}, [], 1)
+    other.publish({b"USD": b"2"}, [], 1)
+    table.data.partitions, table.data.copies = {0: own}, {1: other}
+    hand.app.replicas.partition_counts = {table.changelog_topic_name: 2}
+    hand.take()
+    assert (table["EUR"], table["USD"], sorted(table)) == (1, 2, ["EUR", "USD"])
+    table.data.copies = {}
+    assert table["EUR"] == 1
+    for read in (lambda: table["USD"], lambda: list(table)):
+        with pytest.raises(DeadBatchError, match="made anew"):
+            read()
+    assert isinstance(hand.batch.trouble, TransactionAborted), "the fault of no event"
+    hand.drop()
+    assert table.get("USD") is None, "a page may ask"
+    own.close()
+    other.close()
+
+
+def test_what_is_hidden_is_seen_by_nobody(hand: Hand) -> None:
+    """A partition that changes hands may count as a copy and as one's own."""
+    data = hand.table.data
+    data.copies = {0: hand.store, 1: hand.store}
+    hide(hand.app, (hand.table.changelog_topic_name, 0))
+    assert (data.partitions, data.copies) == ({}, {1: hand.store})
+    hide(hand.app, ("another", 1))
+    assert data.copies == {1: hand.store}

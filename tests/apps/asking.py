@@ -6,7 +6,13 @@ from streams_app.application import App
 from tests.apps.balances import Balance, Entry
 
 guarantee = os.environ.get("GUARANTEE", "at_least_once")
-app = App("balances", processing_guarantee=guarantee, autodiscover=False, web_enabled=False, reply_create_topic=True)
+app = App(
+    "balances",
+    processing_guarantee=guarantee,
+    autodiscover=False,
+    web_enabled=False,
+    reply_create_topic="LATER" not in os.environ,
+)
 entries = app.topic("entries", key_type=str, value_type=Entry)
 amounts = app.topic("amounts", key_type=str, value_type=Entry)
 balances = app.topic("balances", key_type=str, value_type=Balance)
