@@ -31,16 +31,16 @@ _DEADLINE_S = 120.0
 def restore(bench: Bench) -> Iterator[Sample]:
     """Rounds of both engines, without tables and with them."""
     keys = bench.scale.restored_keys
-    filled = [(engine, filled(bench, engine)) for engine in (OURS, KAFKA_STREAMS) if engine in bench.engines]
+    tables = [(engine, filled(bench, engine)) for engine in (OURS, KAFKA_STREAMS) if engine in bench.engines]
     for number in range(bench.scale.rounds):
-        for engine, run in rotated(filled, number):
+        for engine, run in rotated(tables, number):
             run.forget_tables()
             restored = _start(engine, run, keys, 2 * number)
             yield Sample("restore", f"{keys:,} keys restored", engine.name, number, restored)
             kept = _start(engine, run, keys, 2 * number + 1)
             del kept["records_per_s"]  # the tail that a worker with its tables reads is a few records, or none
             yield Sample("restore", f"{keys:,} keys kept", engine.name, number, kept)
-    for _, run in filled:
+    for _, run in tables:
         run.delete()
 
 
