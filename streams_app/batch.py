@@ -17,7 +17,6 @@ from __future__ import annotations
 import asyncio
 import time
 from bisect import bisect_left
-from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence, Set
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -144,8 +143,6 @@ class Batch:
         self.is_open = True
         #: Records set aside, by where they are from, with their dead letters.
         self.set_aside: dict[tuple[TP, int], Output] = {}
-        #: How many events agents have set aside themselves, by the code that they gave.
-        self.set_aside_by_agents: Counter[str] = Counter()
         #: Outputs that left before the commit.
         self.sent_at_once = 0
         #: The event whose agent raised.
@@ -170,11 +167,19 @@ class Batch:
         self.events += events
         self.pending += len(events)
 
-    def hold(self) -> None:
-        """An agent went on without being through with an event."""
-        self.held += 1
-        if self.pending == self.held:
-            self.wake()
+    def hold(self, event: Event) -> None:
+        """An agent goes on, or waits for other events, without being through with this one."""
+        event.holds += 1
+        if event.holds == 1 and not event.acked:
+            self.held += 1
+        self.wake()
+
+    def let_go(self, event: Event) -> None:
+        """There is one reason less to hold it."""
+        event.holds -= 1
+        if not (event.holds or event.acked):
+            self.held -= 1
+        self.wake()
 
     def wake(self) -> None:
         """Whoever waits for it to be `settled` shall look again."""
@@ -189,8 +194,7 @@ class Batch:
         """
         self.check_alive()
         answer = asyncio.ensure_future(ask())
-        if not self._asks(event):
-            self.hold()
+        self.hold(event)
         self.questions[answer] = Question(event, topics, time.monotonic())
         try:
             return await answer
@@ -202,17 +206,13 @@ class Batch:
         finally:
             answer.cancel()
             del self.questions[answer]
-            if not self._asks(event):
-                self.held -= 1
-
-    def _asks(self, event: Event) -> bool:
-        return any(question.event is event for question in self.questions.values())
+            self.let_go(event)
 
     @property
     def asked(self) -> set[str] | None:
         """Topics that answers may come by, if nothing is held but for the sake of these."""
         questions = self.questions.values()
-        if self.held > len({id(question.event) for question in questions}):
+        if self.held > len({id(question.event) for question in questions if not question.event.acked}):
             return None
         return {topic for question in questions for topic in question.topics}
 

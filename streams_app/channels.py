@@ -6,6 +6,7 @@ from outside of agents (a timer, a web view) is in no batch: it is gone if the w
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import Any
 
@@ -29,7 +30,12 @@ class Channel(FaustChannel[Any]):
         root = self._root if self._root is not None else self
         for subscriber in list(root._subscribers):
             # Of its own for each: each of them has to be done.
-            await subscriber.queue.put(self._event_of(value))
+            event = self._event_of(value)
+            try:
+                await subscriber.queue.put(event)
+            except asyncio.CancelledError:
+                event.ack()  # a time-out while there was no room: nobody will see it
+                raise
 
     def _event_of(self, value: Any) -> Event:
         key, headers = (value.key, value.headers) if isinstance(value, Event) else (None, None)

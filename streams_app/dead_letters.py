@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any, Protocol
 
 from streams_app.batch import MAX_RECORD_BYTES
 from streams_app.events import current_event
 from streams_app.session import Output, header_bytes, header_pairs
-
-log = logging.getLogger(__name__)
 
 TOPIC = "dead-letters"
 #: Which letters were sent back to where they came from (letters.py).
@@ -17,8 +14,6 @@ REPLAYED_TOPIC = "dead-letters-replayed"
 _MESSAGE_CHARS = 500
 _ENVELOPE_BYTES = 4_096
 _MOST_HEADER_BYTES = 64 * 1024
-#: In the log; all of them are on the topic.
-_TOLD_OF_A_BATCH = 5
 
 
 class Message(Protocol):
@@ -61,14 +56,21 @@ async def set_aside(code: str, message: str) -> None:
     ``code`` is a short word for programs, ``message`` a sentence for people.
 
     Raises:
-        RuntimeError: there is no event in hand: only an agent sets events aside.
+        RuntimeError: there is no event in hand: only an agent sets events aside; or several, which `take` and `noack` give.
+        DeadBatchError: its batch is over.
     """
     event = current_event()
     if event is None or event.batch is None:
         raise RuntimeError("set_aside() was called outside of an agent: there is no event to set aside")
+    if len(event.undone) > 1:
+        raise RuntimeError(
+            "set_aside() was called with several events in hand, and does not know which one is meant: raise, and the engine "
+            "finds the one at fault, by handing them out one by one"
+        )
+    event.batch.check_alive()
     app: Any = event.app
-    event.batch.send(dead_letter(app.settings.kafka_prefix, event.message, code, message, attempts=1))
-    event.batch.set_aside_by_agents[code] += 1
-    if event.batch.set_aside_by_agents.total() <= _TOLD_OF_A_BATCH:
-        place = (event.message.topic, event.message.partition, event.message.offset)
-        log.warning("set aside by its agent: %s-%d@%d: %s: %s", *place, code, message)
+    at = event.message.tp, event.message.offset
+    # Once for each record, whoever reads it; sent when the batch is finished.
+    event.batch.set_aside.setdefault(
+        at, dead_letter(app.settings.kafka_prefix, event.message, code, message, attempts=1)
+    )

@@ -47,7 +47,7 @@ from streams_app.errors import (
     TransactionAborted,
 )
 from streams_app.events import Event, current_event
-from streams_app.faust_adapter import Assignment, Fetched, purge, routes_of
+from streams_app.faust_adapter import Assignment, Fetched, askers_of, purge, routes_of
 from streams_app.figures import Figures, named
 from streams_app.guarantees import AtLeastOnce, AtLeastOnceUnfenced, AtMostOnce, ExactlyOnce, Guarantee
 from streams_app.logs import about, id_of
@@ -252,9 +252,21 @@ class Engine(Service):
             self._alone[tp] = max(offset, self._alone.get(tp, offset))
             batch.fail(event)
         else:
-            self._attempts[at] += 1
-            self._last_words[at] = words
+            self._count(at, words)
+            self._count_askers(event, words)
             batch.fail(event)
+
+    def _count_askers(self, event: Event, words: str) -> None:
+        """Those that wait for an answer ask anew each time that they are delivered: uncounted, they would do so for ever."""
+        message = event.message
+        for app_id, tp, offset in askers_of(event):
+            ours = app_id == self.app.conf.id and (tp, offset) != (message.tp, message.offset)
+            if ours and offset >= self._positions.get(tp, offset + 1):
+                self._count((tp, offset), f"it asked, and {words}")
+
+    def _count(self, at: tuple[TP, int], words: str) -> None:
+        self._attempts[at] += 1
+        self._last_words[at] = words
 
     # -- The coroutine.
 
@@ -453,7 +465,7 @@ class Engine(Service):
         records = [message for messages in batch.messages.values() for message in messages]
         if len(records) == 1:
             at = records[0].tp, records[0].offset
-            if at in batch.set_aside:
+            if self._attempts[at] >= self.app.settings.max_attempts:
                 raise ConfigurationError(f"the brokers refuse a dead letter, of {at}; they must take it")
             # Told by the producer or the broker, of the record itself: trying again would change nothing.
             self._attempts[at] = self.app.settings.max_attempts
@@ -517,8 +529,7 @@ class Engine(Service):
             chunk_started_s = time.monotonic()
             self._deliver(batch, fetched)
             await self._settle(batch, assignment, until_s)
-            if batch.waits_for_more and not self._is_over(assignment):
-                # For another event, maybe, and that one may be among those to come.
+            if self._gets_more(batch, assignment):
                 self._check_held(batch)
                 if not holds and batch.unbegun:
                     self._chunk_events = max(1, self._chunk_events // 2)
@@ -566,13 +577,13 @@ class Engine(Service):
 
     def _check_held(self, batch: Batch) -> None:
         """Delivery goes on while agents hold events, up to a bound: nothing of the batch commits before they are done."""
-        if not self._is_at_bound(batch) or batch.unbegun:
+        if not self._is_at_bound(batch):
             return
         if batch.asked_for_s > _NO_ANSWER_S:
             raise TransactionAborted(
                 f"an agent has waited for an answer for {_NO_ANSWER_S:g} s, and {batch.held} events with it"
             )
-        if not batch.questions:
+        if not (batch.questions or batch.unbegun):
             raise ImproperlyConfigured(
                 f"agents of {self.app.conf.id} hold {batch.held} of {len(batch.events)} events without acknowledging them; "
                 "noack() is for agents that acknowledge within so many events (STREAMS_APP_BATCH_MAX_EVENTS)"
@@ -642,15 +653,18 @@ class Engine(Service):
                 break
             # The agents are busy with events of an earlier batch: taken back, these would only be delivered again.
             until_s = time.monotonic() + self.app.settings.commit_interval_ms / 1000
-        if not settled.done() and batch.waits_for_more and not self._is_over(assignment):
-            settled.cancel()
-            return
-        if not settled.done():
+        if not (settled.done() or self._gets_more(batch, assignment)):
             self._withdraw(batch)
-            await self._first_of(settled, assignment.over.wait(), keep=settled)
-        if not settled.done() and not assignment.lost:
-            await asyncio.wait({settled}, timeout=self.app.settings.revoke_timeout_ms / 1000)
+            while not (settled.done() or assignment.over.is_set() or self._gets_more(batch, assignment)):
+                pause = asyncio.sleep(self.app.settings.commit_interval_ms / 1000)  # it may have changed meanwhile
+                await self._first_of(settled, batch.changed(), assignment.over.wait(), pause, keep=settled)
+            if assignment.over.is_set() and not (settled.done() or assignment.lost):
+                await asyncio.wait({settled}, timeout=self.app.settings.revoke_timeout_ms / 1000)
         settled.cancel()
+
+    def _gets_more(self, batch: Batch, assignment: Assignment) -> bool:
+        """Whether agents hold events, and may wait for others, which may be among those to come."""
+        return batch.waits_for_more and not self._is_over(assignment)
 
     def _withdraw(self, batch: Batch) -> None:
         """Take back what no agent has begun."""

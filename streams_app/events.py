@@ -22,6 +22,8 @@ class Event(faust.Event):
     withdrawn = False
     #: Its agent went on, and acknowledges it some other time.
     held = False
+    #: For how many reasons it counts as held: this one, and questions whose answers are awaited.
+    holds = 0
     #: The last of several that were handed out together knows all of them.
     together: Sequence[Event] = ()
     #: What its agent holds besides.
@@ -56,7 +58,7 @@ class Event(faust.Event):
         self.acked = True
         batch = self.batch
         if batch is not None:
-            if self.held:
+            if self.holds:
                 batch.held -= 1
             batch.pending -= 1
             if batch.pending == batch.held:
@@ -89,7 +91,7 @@ class Event(faust.Event):
         """Tell the batch that the agent wants the next event before it acknowledges this one."""
         if not self.acked and not self.held and self.batch is not None:
             self.held = True
-            self.batch.hold()
+            self.batch.hold(self)
 
 
 #: Faust keeps a weak reference: a task that an agent left behind would find None there, and its sends would pass for some

@@ -21,6 +21,7 @@ from collections.abc import (
     Callable,
     Coroutine,
     Iterable,
+    Iterator,
     Mapping,
     Sequence,
 )
@@ -40,9 +41,11 @@ from aiokafka.consumer.fetcher import FetchResult
 from aiokafka.errors import KafkaError, for_code
 from aiokafka.protocol.commit import OffsetCommitRequest
 from aiokafka.protocol.group import LeaveGroupRequest
+from confluent_kafka import KafkaError as KafkaErrorCode
 from confluent_kafka import KafkaException
 from confluent_kafka import Producer as ConfluentProducer
 from faust.agents import Agent as FaustAgent
+from faust.agents.replies import BarrierState
 from faust.agents.replies import ReplyConsumer as FaustReplyConsumer
 from faust.app.router import Router as FaustRouter
 from faust.assignor.partition_assignor import PartitionAssignor
@@ -669,15 +672,14 @@ class Producer(faust.transport.base.Producer):
                     "linger.ms": 1,
                 }
             )
-            self.add_future(self._poll())
+            self.add_future(self._poll(self._kafka, self._sent))
         return self._kafka
 
-    async def _poll(self) -> None:
+    async def _poll(self, kafka: ConfluentProducer, sent: asyncio.Event) -> None:
         """Hear what became of what was sent; where nothing is sent, which is most of the time, nothing is done."""
-        kafka = self._ensure()
-        while not self.should_stop:
-            await self._sent.wait()
-            self._sent.clear()
+        while not self.should_stop and kafka is self._kafka:
+            await sent.wait()
+            sent.clear()
             while len(kafka) and not self.should_stop:
                 kafka.poll(0)
                 await asyncio.sleep(0.005)
@@ -703,17 +705,31 @@ class Producer(faust.transport.base.Producer):
                 return
             future.set_result(record_metadata(topic, message.partition(), message.offset(), timestamp))
 
-        self._ensure().produce(
-            topic,
-            value,
-            key,
-            -1 if partition is None else partition,
+        record = partial(
+            ConfluentProducer.produce,
+            topic=topic,
+            value=value,
+            key=key,
+            partition=-1 if partition is None else partition,
             on_delivery=on_delivery,
             timestamp=int(timestamp * 1000) if timestamp else 0,
             headers=list(headers.items()) if isinstance(headers, dict) else headers,
         )
-        self._sent.set()
+        self._produce(record)
         return future
+
+    def _produce(self, record: Callable[[ConfluentProducer], None]) -> None:
+        try:
+            record(self._ensure())
+        except KafkaException as error:
+            if error.args[0].code() != KafkaErrorCode._FATAL:
+                raise
+            # As when a leader has lost what it had acknowledged. This producer sends nothing any more; the next one does.
+            log.warning("sends from outside of agents go on by a new producer, after: %s", error)
+            self._kafka = None
+            self._sent.set()
+            record(self._ensure())
+        self._sent.set()
 
     async def send_and_wait(self, *args: Any, **kwargs: Any) -> Any:
         return await (await self.send(*args, **kwargs))
@@ -820,6 +836,21 @@ class Supervisor(OneForOneSupervisor):
 
 
 _NO_MORE: Any = object()
+#: Header of a question, by which its event is known when it is delivered again, and again asks. A line for each that waits
+#: for the answer, as who was asked may ask somebody else.
+_ASKED_BY = "streams-app-asked-by"
+_MOST_ASKERS = 8
+
+
+def askers_of(event: Event) -> Iterator[tuple[str, TP, int]]:
+    """Of the events whose agents wait for the answer to this one, app, partition and offset."""
+    header: Any = event.headers.get(_ASKED_BY)
+    for line in (header if isinstance(header, bytes) else b"").decode(errors="replace").splitlines():
+        try:
+            app_id, topic, partition, offset = line.split(" ")
+            yield app_id, TP(topic, int(partition)), int(offset)
+        except ValueError:  # whoever sent it is none of ours
+            return
 
 
 class Agent(FaustAgent):
@@ -832,6 +863,17 @@ class Agent(FaustAgent):
     async def ask(self, *args: Any, **kwargs: Any) -> Any:
         """As Faust's."""
         return await self._answered(super().ask, *args, **kwargs)
+
+    async def ask_nowait(self, *args: Any, headers: Any = None, **kwargs: Any) -> Any:
+        """As Faust's; the question says by which event it was asked."""
+        event = in_hand.get()
+        if event is not None and event.batch is not None:
+            message = event.message
+            askers = [*askers_of(event), (event.app.conf.id, message.tp, message.offset)][-_MOST_ASKERS:]
+            lines = "\n".join(f"{app_id} {tp.topic} {tp.partition} {offset}" for app_id, tp, offset in askers)
+            given = headers.items() if isinstance(headers, Mapping) else headers or ()
+            headers = [*given, (_ASKED_BY, lines.encode())]
+        return await super().ask_nowait(*args, headers=headers, **kwargs)
 
     async def kvjoin(self, *args: Any, **kwargs: Any) -> list[Any]:
         """As Faust's; `join` comes here, too."""
@@ -852,8 +894,9 @@ class Agent(FaustAgent):
                 f"{self.name} was asked from inside of an event under exactly_once: the question leaves with the commit, "
                 "and the commit waits for the event. Use cast() or send(), or ask from a timer, or under at_least_once"
             )
+        answers = self._get_strtopic(kwargs.get("reply_to") or self.app.conf.reply_to)
         prefix = cast("App", self.app).settings.kafka_prefix
-        topics = {*getattr(self.channel, "topics", ()), prefix + self.app.conf.reply_to}
+        topics = {*getattr(self.channel, "topics", ()), prefix + answers}
         return await event.batch.answered(event, topics, partial(ask, *args, **kwargs))
 
     async def slurp(self, stream: Any, results: AsyncIterator[Any]) -> None:
@@ -910,6 +953,12 @@ class ReplyConsumer(FaustReplyConsumer):
     Faust's subscribes to their topic by a channel that nobody reads, and waits 3 s before it looks at one that is read: what
     comes meanwhile would be in nobody's hand for ever, and its batch would wait for it.
     """
+
+    async def add(self, correlation_id: str, promise: Any) -> None:
+        """As Faust's, but there is room for all answers of a `join`, of which it has 1,000: one more would end the worker."""
+        if isinstance(promise, BarrierState):
+            cast(Any, promise._results)._maxsize = 0
+        await super().add(correlation_id, promise)
 
     async def _start_fetcher(self, topic_name: str) -> None:
         topic = self._reply_topic(topic_name)

@@ -47,8 +47,7 @@ class Figures(Counter[str]):
         self["events"] += len(batch.events)
         self["outputs"] += len(batch.outputs) + batch.sent_at_once
         self["table_writes"] += sum(len(overlay.writes) for overlay in batch.overlays.values())
-        self["dead_letters"] += len(batch.set_aside) + batch.set_aside_by_agents.total()
-        self.set_aside += batch.set_aside_by_agents
+        self["dead_letters"] += len(batch.set_aside)
         for letter in batch.set_aside.values():
             self.set_aside[dict(letter.headers or ())["dlq.error"].decode()] += 1
         self.commit_s.observe(took_s)

@@ -120,7 +120,9 @@ def topics_of(app: App) -> list[TopicSpec]:
     leader = leader_topic(app)
     specs += [spec(leader, 1, {})] if leader else []
     replayed = spec(settings.kafka_prefix + REPLAYED_TOPIC, 1, {"cleanup.policy": "compact"})
-    return [*specs, spec(settings.kafka_prefix + DEAD_LETTERS, None, {}), replayed]
+    # For ever: a letter may be all that is left of an event, and brokers would delete it after 7 days.
+    letters = spec(settings.kafka_prefix + DEAD_LETTERS, None, {"retention.ms": "-1"})
+    return [*specs, letters, replayed]
 
 
 def create_topics(kafka: KafkaAddress, specs: Iterable[TopicSpec]) -> dict[str, bool]:
@@ -252,6 +254,12 @@ def _compare_config(spec: TopicSpec, in_force: dict[str, str] | None, copies: in
         # It works without: tables are then restored from the beginning of their changelogs at every start.
         return Finding(spec.name, f"there, its settings hidden from us: {acl.text} is missing", True, acl)
     for name, value in spec.config.items():
+        if in_force[name] != value and name == "retention.ms":
+            # It works without, but for whoever looks later than that.
+            advice = f"kafka-configs.sh --alter --topic '{spec.name}' --add-config {name}={value}"
+            return Finding(
+                spec.name, f"there, but has {name}={in_force[name]}; to keep letters for ever: {advice}", True
+            )
         if in_force[name] != value:
             return Finding(spec.name, f"has {name}={in_force[name]}, not {value}", False)
     if copies > 1 and in_force.get("min.insync.replicas") == "1":

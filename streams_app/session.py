@@ -331,7 +331,8 @@ class Session:
         """Commit.
 
         Raises:
-            CommitUnconfirmed: any error: it may or may not have taken effect.
+            OutputRefused, TransactionAborted: a record failed, and so the end was never asked for.
+            CommitUnconfirmed: any other error: it may or may not have taken effect.
         """
         started_s = time.monotonic()
         try:
@@ -341,11 +342,12 @@ class Session:
             raise CommitUnconfirmed(f"{self.transactional_id}: commit: no answer") from error
         except KafkaException as error:
             self._break(error)
-            if error.args[0].code() == KafkaError._INCONSISTENT:
-                # librdkafka's word for "a record failed": said before EndTxn is sent, so nothing took effect. After a long
-                # while it failed by its time-out, which is no fault of its own.
+            code = error.args[0].code()
+            # librdkafka's words for "a record failed", and for what the brokers said of it: before EndTxn is sent, so nothing
+            # took effect. After a long while it failed by its time-out, which is no fault of its own.
+            if code in REFUSED or code == KafkaError._INCONSISTENT:
                 quick = time.monotonic() - self._began_s < self._timeout_s / 2
-                refused = OutputRefused if quick else TransactionAborted
+                refused = OutputRefused if quick or code in REFUSED else TransactionAborted
                 raise refused(f"{self.transactional_id}: {_text(error)}") from error
             raise CommitUnconfirmed(f"{self.transactional_id}: commit: {_text(error)}") from error
         except BaseException:

@@ -28,6 +28,9 @@ from streams_app.restore import Restoring, restore
 from streams_app.session import Pin
 from streams_app.store import Checkpoint, Store
 
+#: Clocks are set right by so much without being wrong.
+_CLOCK_LEEWAY_MS = 60_000
+
 
 @dataclass(frozen=True)
 class Started:
@@ -155,5 +158,7 @@ def trusted_start(store: Store, end: int, tombstones_kept_ms: int, hide: Callabl
 
 
 def _is_trusted(checkpoint: Checkpoint, topic_id: str, end: int, tombstones_kept_ms: int) -> bool:
+    # One that was written by a clock that was ahead, and has been set right, says nothing of its age.
     age_ms = time.time() * 1000 - checkpoint.written_ms
-    return checkpoint.topic_id == topic_id and checkpoint.offset < end and age_ms <= tombstones_kept_ms / 2
+    is_young = -_CLOCK_LEEWAY_MS <= age_ms <= tombstones_kept_ms / 2
+    return checkpoint.topic_id == topic_id and checkpoint.offset < end and is_young

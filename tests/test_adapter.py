@@ -15,6 +15,7 @@ from aiokafka.consumer.group_coordinator import GroupCoordinator
 from aiokafka.consumer.subscription_state import Assignment, Subscription, SubscriptionState, TopicPartitionState
 from aiokafka.errors import KafkaConnectionError
 from aiokafka.protocol.group import LeaveGroupRequest
+from confluent_kafka import KafkaError, KafkaException
 from faust import App, Stream, Table
 from faust.agents import Agent
 from faust.agents.replies import ReplyConsumer
@@ -37,6 +38,7 @@ from streams_app.application import App as Ours
 from streams_app.errors import PartitionsLost, StreamsAppError, TransactionAborted
 from streams_app.faust_adapter import Assignor, Conductor, ConsumerThread, _put, consumer_loop, end_consumer
 from streams_app.session import Pin
+from streams_app.settings import Settings
 
 PIN = Pin("group", 3, "member")
 
@@ -366,3 +368,34 @@ def test_what_came_up_during_a_rebalance_is_subscribed_to() -> None:
     topics._topics = cast(Any, [known, new])
     topics.look_again()
     assert changed.is_set()
+
+
+async def test_a_fatal_error_costs_the_producer_not_what_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A leader has lost what it had acknowledged; from then on no page could send anything until the worker was restarted."""
+    made: list[Fake] = []
+
+    class Fake:
+        def __init__(self, _config: object) -> None:
+            self.values: list[bytes] = []
+            made.append(self)
+
+        def produce(self, *, value: bytes, **_record: object) -> None:
+            if len(made) == 1 and self.values:
+                raise KafkaException(KafkaError(KafkaError._FATAL))
+            self.values.append(value)
+
+        def poll(self, _timeout_s: float) -> None:
+            """Nothing came."""
+
+        def __len__(self) -> int:
+            return 0
+
+    monkeypatch.setattr("streams_app.faust_adapter.ConfluentProducer", Fake)
+    producer = Ours("fatal", settings=Settings.from_env({}), autodiscover=False).producer
+    for value in b"a", b"b", b"c":
+        await producer.send("t", b"k", value, None, None, None)
+        await asyncio.sleep(0)
+    assert [each.values for each in made] == [[b"a"], [b"b", b"c"]]
+    async with asyncio.timeout(10):
+        while len(producer._futures) > 1:  # noqa: ASYNC110 - nobody polls the old one for ever
+            await asyncio.sleep(0)

@@ -90,7 +90,7 @@ def test_outputs_leave_before_their_batch_is_done(balances: Rig) -> None:
 
 def test_an_event_that_no_agent_can_do_anything_with_harms_no_other(balances: Rig) -> None:
     """A record that no broker takes would hold up its partition for ever, or an innocent event would be set aside."""
-    orders = {10: "bad header", 90: "cancelled", 150: "no such partition"}
+    orders = {10: "bad header", 90: "cancelled", 150: "no such partition", 210: "too far ahead"}
     balances.worker()
     balances.send(300, orders=orders)
     balances.wait_consumed(120)

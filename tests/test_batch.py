@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import weakref
+from collections.abc import Sequence
 from functools import partial
+from itertools import permutations
 from typing import Any, cast
 
 import pytest
@@ -161,6 +163,30 @@ async def test_two_questions_of_one_event_hold_it_once() -> None:
     assert batch.held == 0
     with pytest.raises(DeadBatchError):
         await batch.answered(event, {"a"}, lambda: pytest.fail("asked in a batch that was dropped"))
+
+
+@pytest.mark.parametrize("order", list(permutations(["hold", "ask", "answer", "ack"])))
+async def test_an_event_is_held_once_whatever_for(order: Sequence[str]) -> None:
+    """Counted twice, its batch would never end; counted when it is done, neither."""
+    if order.index("answer") < order.index("ask"):
+        return
+    batch = filled({TP("in", 0): 2}, 1, set())
+    event, answer = batch.events[0], asyncio.get_running_loop().create_future()
+    for step in order:
+        if step == "hold":
+            event.hold()
+        elif step == "ask":
+            asks = asyncio.ensure_future(batch.answered(event, {"asked"}, lambda: answer))
+            await asyncio.sleep(0)
+        elif step == "answer":
+            answer.set_result(1)
+            assert await asks == 1
+        else:
+            event.ack()
+        assert batch.held == int(not event.acked and (event.held or bool(batch.questions)))
+        if batch.questions and not event.acked:
+            assert batch.asked == {"asked"}
+    assert (batch.held, batch.pending) == (0, 1)
 
 
 def test_what_else_is_held_may_wait_for_anything() -> None:

@@ -19,7 +19,7 @@ from streams_app.batch import Batch
 from streams_app.engine import Engine
 from streams_app.errors import DeadBatchError, KafkaUnreachable, TransactionAborted
 from streams_app.events import Event, in_hand
-from streams_app.faust_adapter import Assignment, Fetched
+from streams_app.faust_adapter import Assignment, Fetched, askers_of
 from streams_app.figures import Figures
 from streams_app.pipeline import Pipeline
 from streams_app.session import Pin
@@ -118,6 +118,22 @@ async def test_nothing_is_taken_back_before_an_agent_has_begun() -> None:
     assert batch.consumed == {INPUT: 1}
 
 
+async def test_a_question_after_the_rest_was_taken_back_is_waited_for() -> None:
+    """The answer takes a fetch, and the other agent may wait for the one that asks: all would wait for each other."""
+    engine = Bare()
+    batch, _ = engine.deliver(3)
+    first, second, _ = batch.events
+    first.taken = second.taken = True
+    settling = asyncio.ensure_future(engine._settle(batch, Assignment(PIN, frozenset({INPUT})), time.monotonic()))
+    async with asyncio.timeout(10):
+        while engine._withheld is None:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+    asks = asyncio.ensure_future(batch.answered(second, {"asked"}, partial(asyncio.sleep, 60)))
+    await asyncio.wait_for(settling, 10)
+    assert batch.waits_for_more
+    asks.cancel()
+
+
 async def test_who_holds_more_events_than_fit_into_a_batch_is_told() -> None:
     """Nothing commits before they are acknowledged: delivery would go on until the memory is full."""
     engine = Bare()
@@ -191,6 +207,32 @@ async def test_an_engine_that_is_cancelled_ends() -> None:
     serving.cancel()
     with pytest.raises(asyncio.CancelledError):
         await serving
+
+
+async def test_an_event_is_blamed_for_the_question_that_it_asks() -> None:
+    """Unless it is done: then the question is one that is delivered again, and nobody waits for its answer."""
+    engine = Bare()
+    engine._positions = {INPUT: 1, ASKED: 0}
+    engine.app.conf = SimpleNamespace(id="app")
+    for offset, counts in [(0, 0), (1, 1)]:
+        batch, _ = engine.deliver(1)
+        [question] = batch.events
+        # It may be one that the first one who was asked has asked; itself it is counted once; and others' are not ours.
+        lines = f"app in 0 {offset}\napp asked 0 0\nanother in 0 {offset}"
+        question.message.tp, question.headers = ASKED, {"streams-app-asked-by": lines.encode()}
+        in_hand.set(question)
+        engine.on_agent_error("agent", ValueError("no"))
+        assert engine._attempts[INPUT, offset] == counts
+    assert engine._attempts[ASKED, 0] == 2
+    in_hand.set(None)
+
+
+@pytest.mark.parametrize("place", [None, "in 0 1", b"app in 0", b"app in x 1", b"\xff"])
+def test_a_header_of_somebody_elses_blames_nobody(place: object) -> None:
+    engine = Bare()
+    batch, _ = engine.deliver(1)
+    batch.events[0].headers = {} if place is None else {"streams-app-asked-by": place}
+    assert list(askers_of(batch.events[0])) == []
 
 
 @pytest.mark.parametrize("together", [False, True])

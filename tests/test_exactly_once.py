@@ -213,7 +213,7 @@ def test_actors_that_fail_together_do_not_end_the_worker(balances: Rig) -> None:
 def test_an_event_that_no_agent_can_do_anything_with_harms_no_other(balances: Rig) -> None:
     """A record that no broker takes aborts its whole batch, again and again, unless its event is found and set aside."""
     balances.worker()
-    orders = {10: "bad header", 90: "cancelled", 150: "no such partition"}
+    orders = {10: "bad header", 90: "cancelled", 150: "no such partition", 210: "too far ahead"}
     balances.send(300, orders=orders)
     balances.wait_drained(120)
     balances.stop()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -51,6 +52,37 @@ def test_an_agent_whose_first_question_has_a_backlog_behind_it_goes_on(kafka_url
         assert not worker.says("without acknowledging them")
         asking.check_at_least_once()
         asking.stop()
+
+
+def test_an_event_whose_question_cannot_be_answered_is_set_aside(kafka_url: str, tmp_path: Path) -> None:
+    """Delivered again, it asks again, another question each time: blamed on the questions alone, it would never end."""
+    with rig(kafka_url, tmp_path, GUARANTEE="at_least_once", POISON="7") as asking:
+        asking.app = "tests.apps.asking"
+        asking.create_topics("amounts")
+        asking.send(30)
+        worker = asking.worker().wait_started()
+        asking.wait_consumed()
+        done = {json.loads(message.value())["id"] for message in asking.read("balances")}
+        assert done == set(range(30)) - {7}
+        letters = asking.read("dead-letters")
+        assert all(json.loads(letter.value())["id"] == 7 for letter in letters)
+        assert {dict(letter.headers())["dlq.topic"].decode() for letter in letters} >= {asking.prefix + "entries"}
+        assert worker.alive
+        asking.stop()
+
+
+async def test_a_join_of_more_than_a_thousand_is_answered() -> None:
+    """Faust's has room for so many answers; one more, and it ends the worker."""
+    consumer = ReplyConsumer(an_app())
+    consumer._fetchers["answers"] = cast(Any, object())
+    barrier, names = BarrierState("answers"), [str(number) for number in range(1_500)]
+    for name in names:
+        barrier.add(ReplyPromise("answers", name))
+        await consumer.add(name, barrier)
+    barrier.finalize()
+    for name in names:
+        barrier.fulfill(name, name)
+    assert [each.value async for each in barrier.iterate()] == names
 
 
 async def test_a_first_question_that_is_given_up_leaves_the_answers_to_the_next_one(

@@ -123,6 +123,15 @@ def test_any_error_out_of_the_end_leaves_the_outcome_unknown(error: KafkaExcepti
     assert session.broken
 
 
+@pytest.mark.parametrize("code", [KafkaError.INVALID_RECORD, KafkaError.INVALID_TIMESTAMP, KafkaError._INCONSISTENT])
+def test_a_record_that_the_brokers_refuse_is_found_out(code: int) -> None:
+    """librdkafka says it where the end is asked for, and asks for none. As an unknown end it would be tried for ever."""
+    session, _ = opened({"end": kafka_error(code, txn_requires_abort=True)})
+    with pytest.raises(OutputRefused):
+        run(session)
+    assert session.broken
+
+
 @pytest.mark.parametrize("code", [KafkaError.ILLEGAL_GENERATION, KafkaError.UNKNOWN_MEMBER_ID])
 def test_a_group_that_moved_on_means_that_the_partitions_are_lost(code: int) -> None:
     """Rewinding and trying again would fail for ever: somebody else owns them."""

@@ -15,6 +15,7 @@ from faust.types import TP, AgentT, Message
 from streams_app import faust_adapter
 from streams_app.application import App
 from streams_app.batch import Batch
+from streams_app.dead_letters import set_aside
 from streams_app.errors import DeadBatchError
 from streams_app.events import Event, in_hand
 from streams_app.faust_adapter import Agent
@@ -432,6 +433,22 @@ async def test_who_puts_into_a_full_channel_goes_on_when_it_is_read(takes: bool,
     assert (read, batch.pending) == ([*range(50)], 0)
 
 
+async def test_who_gives_up_putting_leaves_nothing_to_wait_for() -> None:
+    """A time-out around a put into a full channel: the event is in nobody's queue, and its batch would wait for it."""
+    app, stream = an_actor()
+    channel = app.channel(maxsize=1)
+    inner = channel.stream()
+    batch = Batch(Pin("group", 1, "one"))
+    [event] = deliver(stream, batch, 1)
+    in_hand.set(event)
+    await channel.put("fits")
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(channel.put("does not"), 0.01)
+    in_hand.set(None)
+    assert batch.pending == 2
+    assert inner.channel.queue.qsize() == 1
+
+
 async def test_a_batch_that_is_dropped_takes_nothing_with_it_that_came_from_outside() -> None:
     """A timer's values in a channel in memory are in no batch; and who puts them there waits for room, not for an error."""
     app, stream = an_actor()
@@ -498,3 +515,31 @@ async def test_the_callback_of_a_send_may_be_a_coroutine(run_agent: Runner, capl
         await asyncio.wait_for(told.wait(), 10)
         await asyncio.sleep(0)
     assert "the callback of a send to out failed; the record is committed" in caplog.text
+
+
+async def test_one_event_at_a_time_is_set_aside(run_agent: Runner) -> None:
+    """Of several in hand nobody could say which one is meant: the last would go, and the bad one would count as done."""
+    app = an_app()
+
+    @app.agent(app.topic("in", value_type=Entry))
+    async def agent(stream):
+        async for entries in stream.noack_take(3):
+            events.extend(entries)
+            await set_aside("bad", f"{entries[0].value}")
+            await set_aside("worse", "the same record")
+            entries[0].ack()
+
+    events: list[Event] = []
+    async with run_agent(agent) as running:
+        [letter] = await running.send("k", Entry(1))
+    assert (letter.topic, letter.headers["dlq.error"]) == ("dead-letters", b"bad")
+    [event] = events
+    event.acked, event.batch = False, Batch(Pin("group", 1, "one"))
+    event.together = (event, Event(app, "k", Entry(2), [], event.message, event.batch))
+    in_hand.set(event)
+    with pytest.raises(RuntimeError, match="several events in hand"):
+        await set_aside("bad", "which one?")
+    event.together, event.batch.dead = (), True
+    with pytest.raises(DeadBatchError):
+        await set_aside("bad", "too late")
+    in_hand.set(None)

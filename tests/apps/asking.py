@@ -22,6 +22,8 @@ table = app.Table("balance", key_type=str, value_type=int, default=int)
 @app.agent(amounts)
 async def tell(stream):
     async for entry in stream:
+        if str(entry.id) == os.environ.get("POISON"):
+            raise ValueError("no amount")
         yield entry.amount
 
 

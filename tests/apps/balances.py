@@ -67,6 +67,8 @@ async def obey(entry):
             await task
         case "bad header":
             await balances.send(key="k", value=Balance(entry.id, 0), headers={"n": 5})
+        case "too far ahead":
+            await balances.send(key="k", value=Balance(entry.id, 0), timestamp=time.time() + 7_200)
         case "no such partition":
             await balances.send(key="k", value=Balance(entry.id, 0), partition=99)
         case "block":
