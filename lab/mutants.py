@@ -202,7 +202,7 @@ MUTANTS = (
         "streams_app/faust_adapter.py",
         "        cast(Conductor, self.topics).look_again()\n",
         "",
-        test="test_replies.py::test_the_first_question_subscribes_to_its_answers",
+        test="test_adapter.py::test_the_end_of_a_rebalance_is_one_more_look_at_the_topics",
     ),
     Mutant(
         "leaves who asks waiting in a batch that was dropped",
@@ -424,7 +424,6 @@ MUTANTS = (
         "streams_app/commit.py",
         '    step("3 end")\n    session.end()\n    step("4 publish")\n    publish(stale, written)\n',
         '    publish(stale, written)\n    step("3 end")\n    session.end()\n    step("4 publish")\n',
-        test="test_exactly_once.py::test_a_kill_at_each_step_of_the_commit_leaves_all_or_nothing[3 end]",
         simulated=Simulated("exactly_once"),
         lab=UnderFaults("die at a step"),
     ),

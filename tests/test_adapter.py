@@ -399,3 +399,13 @@ async def test_a_fatal_error_costs_the_producer_not_what_is_sent(monkeypatch: py
     async with asyncio.timeout(10):
         while len(producer._futures) > 1:  # noqa: ASYNC110 - nobody polls the old one for ever
             await asyncio.sleep(0)
+
+
+async def test_the_end_of_a_rebalance_is_one_more_look_at_the_topics(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At those that came up meanwhile, which Faust's conductor has forgotten."""
+    app, looks = Ours("looks", settings=Settings.from_env({}), autodiscover=False), []
+    monkeypatch.setattr(app.topics, "look_again", lambda: looks.append(app.rebalancing))
+    app.on_rebalance_start()
+    assert not looks
+    app.on_rebalance_end()
+    assert looks == [False]
