@@ -185,6 +185,10 @@ class Batch:
         """Whoever waits for it to be `settled` shall look again."""
         self._changed.set()
 
+    def put_aside(self, message: Message, letter: Output) -> None:
+        """Set a record aside, once, however many agents refuse it; the letter is sent when the batch is finished."""
+        self.set_aside.setdefault((message.tp, message.offset), letter)
+
     async def answered(self, event: Event, topics: Set[str], ask: Callable[[], Awaitable[T]]) -> T:
         """The answer to a question of the agent that has ``event`` in hand; question and answer go by way of ``topics``.
 

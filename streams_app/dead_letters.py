@@ -69,8 +69,5 @@ async def set_aside(code: str, message: str) -> None:
         )
     event.batch.check_alive()
     app: Any = event.app
-    at = event.message.tp, event.message.offset
-    # Once for each record, whoever reads it; sent when the batch is finished.
-    event.batch.set_aside.setdefault(
-        at, dead_letter(app.settings.kafka_prefix, event.message, code, message, attempts=1)
-    )
+    letter = dead_letter(app.settings.kafka_prefix, event.message, code, message, attempts=1)
+    event.batch.put_aside(event.message, letter)

@@ -349,7 +349,7 @@ class Engine(Service):
             self.app.guarantee,
             assignment.pin.generation,
         )
-        if not self.app.flow_control.is_active():
+        if not self.app.flow_control.is_active():  # else it would empty all queues, of what came from outside, too
             self.app.flow_control.resume()
         if self.app.rebalancing:
             self.app.on_rebalance_end()
@@ -490,7 +490,7 @@ class Engine(Service):
         # Records of a fetch that was cut short are not lost: whoever owns the partition next starts at a stable offset.
         return fetch.result() if fetch.done() and not fetch.cancelled() else None
 
-    async def _fetch_besides(self, batch: Batch, assignment: Assignment) -> Fetched | None:
+    async def _fetch_for_held(self, batch: Batch, assignment: Assignment) -> Fetched | None:
         """What agents may be waiting for that hold events, maybe nothing."""
         settings = self.app.settings
         if self._withheld is not None:
@@ -534,7 +534,7 @@ class Engine(Service):
                 if not holds and batch.unbegun:
                     self._chunk_events = max(1, self._chunk_events // 2)
                 holds = True
-                fetched = await self._fetch_besides(batch, assignment)
+                fetched = await self._fetch_for_held(batch, assignment)
                 continue
             now_s = time.monotonic()
             took_s = now_s - chunk_started_s
@@ -630,9 +630,7 @@ class Engine(Service):
         return "agent_error", self._last_words[tp, offset], attempts
 
     def _set_aside(self, batch: Batch, message: Message, code: str, text: str, attempts: int) -> None:
-        """Once for each record, however many agents raised on it; sent when the batch is finished."""
-        at = message.tp, message.offset
-        batch.set_aside.setdefault(at, dead_letter(self.app.settings.kafka_prefix, message, code, text, attempts))
+        batch.put_aside(message, dead_letter(self.app.settings.kafka_prefix, message, code, text, attempts))
 
     async def _settle(self, batch: Batch, assignment: Assignment, until_s: float) -> None:
         """The barrier: wait until all delivered events are done.

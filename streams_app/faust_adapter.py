@@ -1050,7 +1050,8 @@ class Stream(faust.Stream[Any]):
             async with aclosing(self._iterate(lambda event, value: (event, value), takes=True)) as events:
                 async for event, value in events:
                     if event is None:
-                        raise self._no_take()  # noqa: TRY301 - it is for the agent
+                        what = f"take() is for topics and channels, not for {self.channel}"
+                        raise ImproperlyConfigured(what)  # noqa: TRY301 - it is for the agent
                     turn += 1
                     if together and event.batch is not together[-1].batch:
                         # Never with those of another batch, which has ended: what the agent did for them would count here.
@@ -1084,9 +1085,6 @@ class Stream(faust.Stream[Any]):
             # Of a processor, on another event, which the engine judges. These come again with it, or never.
             _give_up(together)
             raise
-
-    def _no_take(self) -> ImproperlyConfigured:
-        return ImproperlyConfigured(f"take() is for topics and channels, not for {self.channel}")
 
     def _more_waits(self, event: Event) -> bool:
         """Whether the next event is there already, and of the same partition: tables are kept by partition."""

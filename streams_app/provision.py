@@ -254,14 +254,15 @@ def _compare_config(spec: TopicSpec, in_force: dict[str, str] | None, copies: in
         # It works without: tables are then restored from the beginning of their changelogs at every start.
         return Finding(spec.name, f"there, its settings hidden from us: {acl.text} is missing", True, acl)
     for name, value in spec.config.items():
-        if in_force[name] != value and name == "retention.ms":
+        if in_force[name] == value:
+            continue
+        if name == "retention.ms":
             # It works without, but for whoever looks later than that.
             advice = f"kafka-configs.sh --alter --topic '{spec.name}' --add-config {name}={value}"
             return Finding(
                 spec.name, f"there, but has {name}={in_force[name]}; to keep letters for ever: {advice}", True
             )
-        if in_force[name] != value:
-            return Finding(spec.name, f"has {name}={in_force[name]}, not {value}", False)
+        return Finding(spec.name, f"has {name}={in_force[name]}, not {value}", False)
     if copies > 1 and in_force.get("min.insync.replicas") == "1":
         # Whether that is enough is for whoever runs the cluster to say.
         return Finding(spec.name, "there, but min.insync.replicas is 1: a commit counts with one copy of it", True)

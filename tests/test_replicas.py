@@ -64,6 +64,18 @@ class Changelog:
         taken = self.replicas.exchange(given, owned, others)
         return {partition: store for (_, partition), store in taken.items()}
 
+    def copy(self) -> None:
+        """Write a value into each partition, and have all of them followed and shown."""
+        self.write(a=1)
+        self.write(partition=1, b=2)
+        self.app.follow(self.table)
+        self.replicas.follow()
+        self.wait_shown()
+
+    def wait_shown(self) -> None:
+        """Wait until all partitions are."""
+        wait_until(lambda: len(self.table.data.copies) == PARTITIONS, "all partitions are shown")
+
     def followed(self, partition: int = 0) -> dict[str, int]:
         """What the replica holds; asked in its thread, which owns it."""
 
@@ -160,11 +172,7 @@ def test_a_changelog_that_was_created_anew_is_read_anew(changelog: Changelog) ->
 
 def test_a_copy_is_read_when_it_is_whole(changelog: Changelog) -> None:
     """Half of a table looks like a whole one from which something was deleted."""
-    changelog.write(a=1)
-    changelog.write(partition=1, b=2)
-    changelog.app.follow(changelog.table)
-    changelog.replicas.follow()
-    wait_until(lambda: len(changelog.table.data.copies) == PARTITIONS, "all partitions are shown")
+    changelog.copy()
     assert dict(changelog.table.items()) == {"a": 1, "b": 2}
     changelog.write(partition=1, b=3)
     wait_until(lambda: changelog.table.get("b") == 3, "it is followed")
@@ -197,16 +205,12 @@ def test_trouble_is_said_and_passes(changelog: Changelog, monkeypatch: pytest.Mo
 
 def test_a_copy_that_turns_out_corrupt_is_read_anew(changelog: Changelog) -> None:
     """Only those of the worker's own partitions were: who read it would fail for ever, and so would all other copies."""
-    changelog.write(a=1)
-    changelog.write(partition=1, b=2)
-    changelog.app.follow(changelog.table)
-    changelog.replicas.follow()
-    wait_until(lambda: len(changelog.table.data.copies) == PARTITIONS, "all partitions are shown")
+    changelog.copy()
     records, store = changelog.replicas.records, changelog.table.data.copies[0]
     store.corrupt = True
     changelog.replicas.follow()
     wait_until(lambda: changelog.replicas.records == records + 1, "it is read again, and the other one is not")
-    wait_until(lambda: len(changelog.table.data.copies) == PARTITIONS, "all partitions are shown again")
+    changelog.wait_shown()
     assert not store.corrupt
     assert dict(changelog.table.items()) == {"a": 1, "b": 2}
 

@@ -17,28 +17,27 @@ from tests.rig import rig, wait_until
 from tests.test_streams import an_app
 
 
-@pytest.mark.parametrize("guarantee", ["exactly_once", "at_least_once", "at_most_once"])
-def test_whoever_asks_from_outside_of_agents_gets_an_answer(kafka_url: str, tmp_path: Path, guarantee: str) -> None:
-    """A web view or a timer; under exactly once the answer rides in the transaction of the event that was asked."""
-    with rig(kafka_url, tmp_path, GUARANTEE=guarantee, ASK="yes") as asking:
+def ask_from_outside(kafka_url: str, folder: Path, **env: str) -> None:
+    """Start a worker that asks when it starts, and wait for its answers."""
+    with rig(kafka_url, folder, ASK="yes", **env) as asking:
         asking.app = "tests.apps.asking"
         asking.create_topics("amounts")
         worker = asking.worker()
         wait_until(lambda: worker.says("answers: [10, 20]") or not worker.alive, "an answer")
         assert worker.says("answers: [10, 20]"), worker.log.read_text()[-3000:]
         asking.stop()
+
+
+@pytest.mark.parametrize("guarantee", ["exactly_once", "at_least_once", "at_most_once"])
+def test_whoever_asks_from_outside_of_agents_gets_an_answer(kafka_url: str, tmp_path: Path, guarantee: str) -> None:
+    """A web view or a timer; under exactly once the answer rides in the transaction of the event that was asked."""
+    ask_from_outside(kafka_url, tmp_path, GUARANTEE=guarantee)
 
 
 @pytest.mark.parametrize("guarantee", ["exactly_once", "at_least_once"])
 def test_the_first_question_subscribes_to_its_answers(kafka_url: str, tmp_path: Path, guarantee: str) -> None:
     """Asked while partitions are given out and started; Faust's would forget it, or wait for 45 s."""
-    with rig(kafka_url, tmp_path, GUARANTEE=guarantee, ASK="yes", LATER="yes") as asking:
-        asking.app = "tests.apps.asking"
-        asking.create_topics("amounts")
-        worker = asking.worker()
-        wait_until(lambda: worker.says("answers: [10, 20]") or not worker.alive, "an answer")
-        assert worker.says("answers: [10, 20]"), worker.log.read_text()[-3000:]
-        asking.stop()
+    ask_from_outside(kafka_url, tmp_path, GUARANTEE=guarantee, LATER="yes")
 
 
 def test_an_agent_whose_first_question_has_a_backlog_behind_it_goes_on(kafka_url: str, tmp_path: Path) -> None:
