@@ -161,7 +161,7 @@ class ViewsFollower(Follower):
             self._totals.repeated += 1
         minute.highest = max(minute.highest, count.views)
         if minute.sample is not None and count.views >= minute.sample[0]:
-            self._latencies.add(record.timestamp_ms - minute.sample[1])
+            self._latencies.add(minute.sample[1], record.timestamp_ms)
             minute.sample = None
 
     def _new_ones(

@@ -425,7 +425,7 @@ MUTANTS = (
         '    step("3 end")\n    session.end()\n    step("4 publish")\n    publish(stale, written)\n',
         '    publish(stale, written)\n    step("3 end")\n    session.end()\n    step("4 publish")\n',
         simulated=Simulated("exactly_once"),
-        lab=UnderFaults("die at a step"),
+        lab=UnderFaults("wire cut,wire half-open,zombie", seconds=60),
     ),
     Mutant(
         "fences no dead owner",

@@ -143,7 +143,7 @@ class Pairs(Follower):
             return []
         matched, each.inputs = each.inputs[:count], each.inputs[count:]
         for input, answer in zip(matched, each.answers, strict=False):
-            self._latencies.add(answer.at_ms - input.at_ms)
+            self._latencies.add(input.at_ms, answer.at_ms)
             self._totals.lost -= input.lost
         each.answers = each.answers[count:]
         return matched

@@ -1,6 +1,7 @@
 """The environment, read once.
 
-Every setting of ours is an environment variable (docs/contract.md lists them); this is the only module that reads them.
+Every setting of ours is an environment variable (the README lists them); this is the only module that reads them. What
+injects faults for tests and the lab is none, and is read in `streams_app.faults`.
 """
 
 from __future__ import annotations

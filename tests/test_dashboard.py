@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import http.client
 import json
 import re
@@ -11,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -27,13 +29,17 @@ import pytest
 import agents.analytics_input
 import agents.ledger_input
 import agents.sensors_input  # noqa: F401
+import streams_app.dashboard
 from streams_app import app
+from streams_app.audit import AuditedApp
+from streams_app.claims import Claim
 from streams_app.dashboard import _PAGE, board
 from streams_app.dashboard.board import Board
-from streams_app.dashboard.cluster import Group, Marks, Member, Partition
+from streams_app.dashboard.cluster import Cluster, Group, Marks, Member, Partition, _reported
 from streams_app.figures import Figures
 from streams_app.generate import Feed, Plan
 from streams_app.kafka import KafkaAddress
+from streams_app.latency import Latencies
 from tests.browser import Page, browser, chromium
 from tests.rig import Rig, Worker, rig, wait_until
 from tests.test_http import free_port
@@ -371,7 +377,7 @@ async def lonely(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
         family=app.family,
         conf=app.conf,
     )
-    made = Board(nowhere)  # type: ignore[arg-type]
+    made = Board(nowhere, started_ms=0)  # type: ignore[arg-type]
     await made.start()
     yield made
     await made.stop()
@@ -410,6 +416,37 @@ async def test_an_observer_that_dies_is_started_again(lonely: Board) -> None:
         assert first is not None
         first.kill()
         await until(lambda: lonely._process not in {None, first}, "another one was started")
+
+
+async def test_a_machine_without_room_for_another_process_keeps_its_worker(
+    lonely: Board, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To open a page would end what it was to show."""
+    tried = []
+
+    async def refused(*_args: Any, **_kwargs: Any) -> None:
+        tried.append(1)
+        raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(board, "_RETRY_S", 0.01)
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", refused)
+    async with contextlib.aclosing(lonely.messages()) as messages:
+        await anext(messages)
+        await until(lambda: len(tried) > 1, "it was tried again")
+        assert lonely.crash_reason is None
+        monkeypatch.undo()
+        await until(lambda: lonely._process is not None, "it was started at last")
+
+
+async def test_a_page_that_sleeps_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would keep its place among those who look, and hold up the end of its worker."""
+    monkeypatch.setattr(streams_app.dashboard, "_SLEEPS_S", 0.01)
+    cut: list[str] = []
+    request: Any = SimpleNamespace(transport=SimpleNamespace(abort=lambda: cut.append("off")))
+    response: Any = SimpleNamespace(write=lambda _message: asyncio.Event().wait())
+    with pytest.raises(TimeoutError):
+        await streams_app.dashboard._write(response, request, b"")
+    assert cut == ["off"]
 
 
 async def until(condition: Any, what: str, timeout_s: float = 30.0) -> None:
@@ -471,6 +508,35 @@ def test_what_failed_in_an_engine_is_told_by_its_reason_and_nothing_else_is_call
     assert (told["dropped"], told["troubles"]) == ({"partitions_lost": 1}, {"kafka_unreachable": 2})
     words = (_PAGE / "panels.js").read_text().partition("const COUNTED = {")[2].partition("};")[0]
     assert set(re.findall(r"(\w+): \"", words)) == set(told["counts"])
+
+
+def test_rates_are_of_two_looks_however_far_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Kafka that is slow to answer would be shown as one in which nothing moves, and a topic made anew as a plunge."""
+    clock_s = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: clock_s)
+    cluster = Cluster.__new__(Cluster)
+    cluster._samples, cluster._prefix = deque(), "p-"
+    told = []
+    for clock_s, offset in ((0.0, 10), (5.0, 5_010), (10.0, 10_010), (15.0, 0)):  # noqa: B007 - read by the clock
+        told.append(cluster._rates({("p-topic", 0): offset}))
+    assert told == [None, {"topic": 1_000.0}, {"topic": 1_000.0}, {"topic": 0.0}]
+
+
+def test_what_a_member_has_in_hand_is_told_beside_what_was_reported() -> None:
+    """When it dies, that is lost before its group knows."""
+    audited = AuditedApp("app", (), (), "at_most_once")
+    claims = {("t", 0): (30, Claim("alive", 20, 1).text), ("t", 1): (9, Claim("dead", 4, 2).text), ("t", 2): (5, "")}
+    assert _reported(audited, claims, {"alive"}) == (1 + 2 + 5, 10)
+    assert _reported(audited._replace(guarantee="exactly_once"), claims, {"alive"}) == (None, 0)
+
+
+def test_latencies_are_those_of_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page that is opened on a long history would call its latencies those of today."""
+    monkeypatch.setattr(time, "time", lambda: 100.0)
+    latencies = Latencies()
+    for answered_ms in (80_000, 95_000, 99_000, 150_000):
+        latencies.add(answered_ms - 20 if answered_ms > 90_000 else 0, answered_ms)
+    assert latencies.figures() == {"p50": 20, "p99": 20}
 
 
 def test_amounts_of_any_size_keep_their_digits() -> None:

@@ -11,7 +11,9 @@ It knows no agent. An agent brings words (`streams_app.registry.Panel`) and figu
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import time
 from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +30,8 @@ _PAGE = Path(__file__).parent / "page"
 _MOST_VIEWERS = 100
 #: A page that was cut off asks again after so long.
 _RETRY_MS = 2_000
+#: A page that takes nothing for so long sleeps; it would keep its place, and hold up the end of the worker.
+_SLEEPS_S = 10.0
 _HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; "
@@ -44,10 +48,11 @@ def register(app: App) -> None:
     """Serve the page of ``app`` and its siblings."""
     files = {path.name: path for path in _PAGE.iterdir()}
     boards: list[Board] = []
+    started_ms = int(time.time() * 1000)
 
     async def board() -> Board:
         if not boards:
-            boards.append(Board(app, beacon=app.beacon, loop=app.loop))
+            boards.append(Board(app, started_ms=started_ms, beacon=app.beacon, loop=app.loop))
             await app.add_runtime_dependency(boards[0])
             # An app that is still starting would leave that for later.
             await boards[0].maybe_start()
@@ -76,10 +81,21 @@ def register(app: App) -> None:
         }
         response = web.StreamResponse(headers=headers)
         await response.prepare(request)
-        # A page that is closed is no error.
-        with contextlib.suppress(ConnectionError):
+        # A page that is closed is no error, and neither is one that sleeps.
+        with contextlib.suppress(ConnectionError, TimeoutError):
             await response.write(b"retry: %d\n\n" % _RETRY_MS)
             async with contextlib.aclosing(told.messages()) as messages:
                 async for message in messages:
-                    await response.write(message)
+                    await _write(response, request, message)
         return response
+
+
+async def _write(response: web.StreamResponse, request: web.Request, message: bytes) -> None:
+    """Write, and cut off who does not read; raises TimeoutError then."""
+    try:
+        async with asyncio.timeout(_SLEEPS_S):
+            await response.write(message)
+    except TimeoutError:
+        if request.transport is not None:
+            request.transport.abort()
+        raise

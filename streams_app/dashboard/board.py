@@ -43,18 +43,19 @@ _LINE_LIMIT_BYTES = 16 * 1024 * 1024
 _COUNTS = ("events", "batches", "rebalances", "dead_letters", "given_up", "dropped_batches")
 _COMMAND = "from streams_app.dashboard.observer import main; main()"
 
-#: Time in ms, and by guarantee: records per second, waiting ones, p50 and p99 of the latency in ms.
-Sample: TypeAlias = tuple[int, dict[str, tuple[float, int, int | None, int | None]]]
+#: Time in ms, and by guarantee: records per second, waiting ones, p50 and p99 of the latency in ms; None: nobody knows.
+Sample: TypeAlias = tuple[int, dict[str, tuple[float | None, int | None, int | None, int | None]]]
 
 
 class Board(Service):
     """See the module."""
 
-    def __init__(self, app: App, **kwargs: Any) -> None:
+    def __init__(self, app: App, *, started_ms: int, **kwargs: Any) -> None:
+        """``started_ms``: since when the engines count."""
         super().__init__(**kwargs)
         self.app = app
         self.viewers = 0
-        self._started_ms = _now_ms()
+        self._started_ms = started_ms
         self._seen: Seen | None = None
         self._history: deque[Sample] = deque(maxlen=_HISTORY)
         self._process: Process | None = None
@@ -135,14 +136,17 @@ class Board(Service):
             "title": " and ".join(panel.title for panel in own),
             "unit": own[0].unit if len(own) == 1 else "events",
             "promise": " ".join(panel.promise for panel in own),
-            "rate": None if group is None else sum(group.rates.get(topic, 0.0) for topic in counted),
+            "rate": None
+            if group is None or group.rates is None
+            else sum(group.rates.get(topic, 0.0) for topic in counted),
             "lag": None if group is None else sum(each.lag for each in group.partitions),
             "state": "" if group is None else group.state,
             "members": [] if group is None else group.members,
             "partitions": [] if group is None else group.partitions,
             "reported": None if group is None else group.reported,
+            "in_hand": 0 if group is None else group.in_hand,
             **{name: _total(figures, name) for name in ("lost", "repeated", "set_aside")},
-            "latency": next((each["latency_ms"] for each in figures if "latency_ms" in each), {}),
+            "latency": next((found for each in figures if isinstance(found := each.get("latency_ms"), dict)), {}),
             "figures": [
                 {"name": words, "value": _as_text(value), "zero": name in panel.zero}
                 for panel in own
@@ -160,7 +164,10 @@ class Board(Service):
             self._wanted.clear()
             if self.viewers:
                 began_s = time.monotonic()
-                await self._observe()
+                try:
+                    await self._observe()
+                except Exception as error:  # noqa: BLE001 - no page is worth a worker
+                    self.log.warning("the observer behind the dashboard is ended, after %r", error)
                 retry_s = (
                     _RETRY_S if time.monotonic() - began_s > _LONGEST_RETRY_S else min(2 * retry_s, _LONGEST_RETRY_S)
                 )
@@ -192,8 +199,6 @@ class Board(Service):
                 if not line:
                     return
                 self._hear(msgspec.json.decode(line, type=Seen))
-        except (ConnectionError, asyncio.LimitOverrunError, msgspec.DecodeError) as error:
-            self.log.warning("the observer behind the dashboard is ended, after %r", error)
         finally:
             await self._end(process)
 
@@ -248,9 +253,9 @@ def _engine(figures: Figures) -> dict[str, Any]:
     }
 
 
-def _sampled(card: dict[str, Any]) -> tuple[float, int, int | None, int | None]:
-    latency = card["latency"]
-    return round(card["rate"] or 0.0, 1), card["lag"] or 0, latency.get("p50"), latency.get("p99")
+def _sampled(card: dict[str, Any]) -> tuple[float | None, int | None, int | None, int | None]:
+    latency, rate = card["latency"], card["rate"]
+    return rate and round(rate, 1), card["lag"], latency.get("p50"), latency.get("p99")
 
 
 def _figures_of(guarantee: str, judged: Judged | None) -> list[dict[str, Any]]:
@@ -271,7 +276,7 @@ def _as_text(value: Any) -> Any:
 
 def _total(figures: list[dict[str, Any]], name: str) -> int | None:
     """Sum of the figures of that name; None: there is none, so nobody knows."""
-    found = [int(each[name]) for each in figures if name in each]
+    found = [number for each in figures if isinstance(number := each.get(name), int)]
     return sum(found) if found else None
 
 

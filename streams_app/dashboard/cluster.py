@@ -73,10 +73,12 @@ class Group(msgspec.Struct):
     state: str
     members: list[Member]
     partitions: list[Partition]
-    #: Records per second over the last seconds, by topic.
-    rates: dict[str, float]
+    #: Records per second over the last seconds, by topic; None: that takes a second look.
+    rates: dict[str, float] | None
     #: The most that was lost at most once, what a worker had in hand that is gone included; None: nothing may be lost.
     reported: int | None
+    #: Of at most once, what members have in hand: of one that died, until the group knows, it is lost and not yet reported.
+    in_hand: int = 0
 
 
 class Cluster:
@@ -134,16 +136,19 @@ class Cluster:
             self._give_up_admin()
             raise
 
-    def _rates(self, committed: dict[TP, int]) -> dict[str, float]:
-        now_s = time.monotonic()
-        self._samples.append((now_s, committed))
-        while self._samples[0][0] < now_s - _RATE_WINDOW_S:
-            self._samples.popleft()
-        first_s, before = self._samples[0]
+    def _rates(self, committed: dict[TP, int]) -> dict[str, float] | None:
+        samples, now_s = self._samples, time.monotonic()
+        samples.append((now_s, committed))
+        # Two of them at least, however long Kafka takes to answer.
+        while len(samples) > 2 and samples[1][0] < now_s - _RATE_WINDOW_S:
+            samples.popleft()
+        first_s, before = samples[0]
+        if now_s <= first_s:
+            return None
         rates: dict[str, float] = {}
         for tp, offset in committed.items():
-            # A partition without offset before has just begun: where, is not known.
-            moved = (offset - before.get(tp, offset)) / (now_s - first_s) if now_s > first_s else 0.0
+            # A partition without offset before has just begun: where, is not known. A topic made anew begins at 0 again.
+            moved = max(0, offset - before.get(tp, offset)) / (now_s - first_s)
             topic = tp[0].removeprefix(self._prefix)
             rates[topic] = rates.get(topic, 0.0) + moved
         return rates
@@ -155,7 +160,7 @@ class Cluster:
         inputs: Sequence[TP],
         committed: Mapping[TP, tuple[int, str]],
         ends: Mapping[TP, int],
-        rates: Mapping[str, float],
+        rates: Mapping[str, float] | None,
     ) -> Group:
         members, holders = [], {}
         for each in described.members:
@@ -181,20 +186,26 @@ class Cluster:
             described.state.name,
             sorted(members, key=lambda member: (member.worker, member.member_id)),
             partitions,
-            {topic: rate for topic, rate in rates.items() if topic in own},
-            _reported(app, committed, {member.member_id for member in members}),
+            None if rates is None else {topic: rate for topic, rate in rates.items() if topic in own},
+            *_reported(app, committed, {member.member_id for member in members}),
         )
 
 
-def _reported(app: AuditedApp, committed: Mapping[TP, tuple[int, str]], living: Collection[str]) -> int | None:
+def _reported(
+    app: AuditedApp, committed: Mapping[TP, tuple[int, str]], living: Collection[str]
+) -> tuple[int | None, int]:
+    """What was reported, and what members have in hand beside that."""
     if app.guarantee != AT_MOST_ONCE:
-        return None
-    claims = ((offset, Claim.parse(metadata)) for offset, metadata in committed.values())
-    return sum(
-        claim.given_up if claim.member_id in living else claim.reported(offset)
-        for offset, claim in claims
-        if claim is not None
-    )
+        return None, 0
+    reported = in_hand = 0
+    for offset, metadata in committed.values():
+        claim = Claim.parse(metadata)
+        if claim is not None and claim.member_id in living:
+            reported += claim.given_up
+            in_hand += claim.reported(offset) - claim.given_up
+        elif claim is not None:
+            reported += claim.reported(offset)
+    return reported, in_hand
 
 
 class Marks:

@@ -17,6 +17,8 @@ from streams_app.settings import Settings
 _SHOWN = 12
 #: Codes come from agents, and might be made up for each event.
 _MOST_REASONS = 200
+#: Whoever writes letters may write anything; what is shown is bounded.
+_MOST_CHARS, _MOST_MESSAGE_CHARS = 80, 300
 
 
 class LettersFollower(Follower):
@@ -34,7 +36,8 @@ class LettersFollower(Follower):
         prefix = self.followed.settings.kafka_prefix
         for record in records:
             topic, error = (
-                record.headers.get(name, b"").decode(errors="replace") for name in ("dlq.topic", "dlq.error")
+                record.headers.get(name, b"")[:_MOST_CHARS].decode(errors="replace")
+                for name in ("dlq.topic", "dlq.error")
             )
             reason = f"{topic.removeprefix(prefix)} {error}"
             if reason not in self._reasons and len(self._reasons) >= _MOST_REASONS:
@@ -105,12 +108,12 @@ class Newest:
         return [
             Shown(
                 each.timestamp_ms,
-                each.topic,
-                each.source,
+                each.topic[:_MOST_CHARS],
+                each.source[:_MOST_CHARS],
                 str(each.place),
-                (each.key or b"").decode(errors="replace")[:80],
-                each.error,
-                each.message[:300],
+                (each.key or b"").decode(errors="replace")[:_MOST_CHARS],
+                each.error[:_MOST_CHARS],
+                each.message[:_MOST_MESSAGE_CHARS],
                 each.attempts,
                 each.replayed,
             )

@@ -2,7 +2,7 @@
 
 import { Chart } from "./chart.js";
 import { h, replace, say, set } from "./dom.js";
-import { amount, capital, count, milliseconds, rate, words } from "./format.js";
+import { amount, capital, count, milliseconds, rate, short, words } from "./format.js";
 
 /** What each guarantee promises never to do. */
 const NEVER = {
@@ -10,6 +10,11 @@ const NEVER = {
   at_least_once: ["lost"],
   at_most_once: ["repeated"],
 };
+
+/** At most once, more was lost than whoever lost it has told, or has still in hand. */
+export function exceeds({ lost, reported, in_hand }) {
+  return reported !== null && lost > reported + in_hand;
+}
 
 export class Card {
   constructor(guarantee) {
@@ -53,18 +58,19 @@ export class Card {
   outcome(name, card) {
     const { box, value, note } = this.outcomes[name];
     const number = card[name];
-    say(value, count(number));
+    say(value, short(number));
     set(value, "data-value", number ?? "");
+    set(value, "title", number >= 1e6 ? count(number) : null);
+    set(value, "class", value.textContent.length > 6 ? "long" : null);
     const forbidden = NEVER[this.guarantee].includes(name);
-    const exceeds = name === "lost" && card.reported !== null && number > card.reported;
-    const broken = number > 0 && (forbidden || exceeds);
+    const broken = number > 0 && (forbidden || (name === "lost" && exceeds(card)));
     set(box, "class", broken ? "broken" : forbidden && number === 0 ? "kept" : null);
     say(note, this.note(name, number, forbidden, broken, card));
   }
 
   note(name, number, forbidden, broken, card) {
     if (number === null) return "nobody counts it";
-    if (broken) return "must be 0";
+    if (broken) return forbidden ? "must be 0" : `more than ${count(card.reported + card.in_hand)} reported`;
     if (forbidden) return "as promised";
     if (name === "set_aside") return "dead letters";
     if (name === "lost") return card.reported === null ? "permitted" : `≤ ${count(card.reported)} reported`;
@@ -75,7 +81,7 @@ export class Card {
     const single = typeof value === "string";
     const parts = single ? [["", value]] : Object.entries(value).filter(([, number]) => zero || number !== "0").sort();
     const off = parts.some(([, number]) => number !== "0");
-    const shown = parts.map(([label, number]) => h("span", { "data-label": label, "data-value": number }, label ? h("i", {}, label) : null, amount(number)));
+    const shown = parts.map(([label, number]) => h("span", { class: number === "0" ? null : "off", "data-label": label, "data-value": number }, label ? h("i", {}, label) : null, amount(number)));
     if (!shown.length) shown.push(h("span", {}, "nothing"));
     return h("div", { class: zero ? (off ? "nonzero" : "zero") : "plain" }, h("dt", {}, name), h("dd", {}, ...shown));
   }

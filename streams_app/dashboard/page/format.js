@@ -1,12 +1,19 @@
 // Numbers and times, for people.
 
 const whole = new Intl.NumberFormat("en-US", { maximumFractionDigits: 0 });
+const compact = new Intl.NumberFormat("en-US", { notation: "compact", minimumFractionDigits: 1, maximumFractionDigits: 2 });
 const clock = new Intl.DateTimeFormat("en-GB", { hour: "2-digit", minute: "2-digit", second: "2-digit" });
+const calendar = new Intl.DateTimeFormat("en-GB", { dateStyle: "medium", timeStyle: "long" });
 
 export const NONE = "–";
 
 export function count(value) {
   return value === null || value === undefined ? NONE : whole.format(value);
+}
+
+/** For a narrow place: millions and more in three digits. */
+export function short(value) {
+  return value >= 1e6 ? compact.format(value) : count(value);
 }
 
 /** Amounts come as text: they pass what a number of JavaScript holds exactly. */
@@ -35,8 +42,25 @@ export function ago(ms, now) {
   return passed < 2 ? "now" : `${seconds(passed)} ago`;
 }
 
+/** Whoever writes a record gives it its time: it may be none. */
+function told(ms, tell) {
+  const date = new Date(ms);
+  return Number.isNaN(date.getTime()) ? "?" : tell(date);
+}
+
 export function time(ms) {
-  return clock.format(new Date(ms));
+  return told(ms, (date) => clock.format(date));
+}
+
+/** Of a <time>: for programs, and with its day and zone for people. */
+export function moment(ms) {
+  return { datetime: told(ms, (date) => date.toISOString()), title: told(ms, (date) => calendar.format(date)) };
+}
+
+/** A name in so many letters: those in its middle say least. */
+export function middle(name, most) {
+  const half = (most - 1) >> 1;
+  return name.length > most ? `${name.slice(0, half)}…${name.slice(-half)}` : name;
 }
 
 export function words(name) {

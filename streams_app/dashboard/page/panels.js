@@ -1,11 +1,12 @@
 // The panels below the cards: who holds what, what happened, dead letters, this worker.
 
 import { $, h, replace, say } from "./dom.js";
-import { ago, capital, count, rate, time, words } from "./format.js";
+import { ago, capital, count, middle, moment, rate, short, words } from "./format.js";
 
 const SHOWN = 8;
 const LETTERS_SHOWN = 5;
 const KEY_CHARS = 32;
+const NAME_CHARS = 13;
 /** What happens to several groups within so long is one event. */
 const TOGETHER_MS = 3_000;
 const TOLD = {
@@ -46,7 +47,7 @@ function cell(partition, workers) {
   const holder = partition.worker || "nobody";
   const color = partition.worker ? `who-${workers.indexOf(partition.worker) % 8}` : "nobody";
   const title = `${partition.topic}, partition ${partition.number}: ${holder}; ${count(partition.committed)} consumed of ${count(partition.end)}`;
-  return h("div", { class: `cell live ${color}`, title }, h("b", {}, holder), h("small", {}, `№ ${partition.number} · ${lag ? `${count(lag)} wait` : "done"}`));
+  return h("div", { class: `cell live ${color}`, title }, h("b", {}, middle(holder, NAME_CHARS)), h("small", {}, `№ ${partition.number} · ${lag ? `${short(lag)} wait` : "done"}`));
 }
 
 export function showHappened(marks, now) {
@@ -62,7 +63,7 @@ export function showHappened(marks, now) {
     const where = names.length === 3 ? "all three guarantees" : names.map(words).join(", ");
     return h(
       "li", { class: event.kind === "left" ? "gone" : "" },
-      h("time", { datetime: new Date(event.at_ms).toISOString(), title: time(event.at_ms) }, ago(event.at_ms, now)),
+      h("time", moment(event.at_ms), ago(event.at_ms, now)),
       h("p", {}, h("b", {}, `${event.worker} ${what}`.trim()), " ", h("small", {}, [more, where].filter(Boolean).join(" · "))),
     );
   });
@@ -74,7 +75,7 @@ export function showLetters(letters, reasons, now) {
   replace($("reasons"), reasons.map(([topic, error, number]) => h("li", {}, `${topic} `, h("b", {}, error || "without reason"), ` ${count(number)}`)));
   const rows = letters.map((letter) => h(
     "li", {},
-    h("time", { datetime: new Date(letter.at_ms).toISOString(), title: time(letter.at_ms) }, ago(letter.at_ms, now)),
+    h("time", moment(letter.at_ms), ago(letter.at_ms, now)),
     h("div", {},
       h("p", {}, h("span", { class: "code" }, letter.error || "without reason"), ` ${letter.message}`),
       h("small", {}, [
@@ -111,7 +112,7 @@ export function showWorker(process, now) {
     return reasons.map((reason) => row(`${called} ${words(reason)}`, (engine) => engine[kind][reason], true));
   });
   replace($("engines"), [h(
-    "table", { class: "engines live" },
+    "table", { class: "live" },
     h("thead", {}, h("tr", {}, h("th", {}), ...guarantees.map((name) => h("th", { scope: "col" }, capital(words(name)))))),
     h("tbody", {}, ...counts, ...failures),
   )]);
