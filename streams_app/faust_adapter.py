@@ -26,7 +26,7 @@ from collections.abc import (
     Sequence,
 )
 from concurrent.futures import CancelledError
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from functools import partial
 from types import MappingProxyType, SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, NoReturn, TypeAlias, TypeVar, cast
@@ -64,7 +64,7 @@ from mode.utils.futures import maybe_async
 from mode.utils.objects import cached_property
 
 from streams_app.codecs import UndecodableError
-from streams_app.errors import NotHere, PartitionsLost, TransactionAborted
+from streams_app.errors import NotHere, PartitionsLost, StoreFailed, TransactionAborted
 from streams_app.events import Event, in_hand
 from streams_app.logs import about
 from streams_app.partitioning import partition_of
@@ -96,6 +96,8 @@ _RESTART_PAUSE_S = 0.02
 _COMMIT_TIMEOUT_S = 5.0
 #: A broker that has not heard by then is down, or frozen. Nobody waits longer for a worker that ends.
 _LEAVE_WITHIN_S = 5.0
+#: So often a producer that sends nothing is asked for its log.
+_HEARD_EVERY_S = 5.0
 #: The broker says: your membership is not the current one; nothing was committed.
 _GROUP_MOVED_ON = frozenset(
     error.errno
@@ -184,11 +186,17 @@ class _Listener(ConsumerRebalanceListener):
         self._thread = thread
 
     async def on_partitions_revoked(self, revoked: Iterable[Any]) -> None:
-        thread = self._thread
-        lost = not thread.live_pin().is_valid
-        await thread.guarded(thread.call_main(thread.app.engine.on_revoked(lost=lost)))
+        await self._thread.guarded(self._revoked())
 
     async def on_partitions_assigned(self, assigned: Iterable[Any]) -> None:
+        await self._thread.guarded(self._assigned(assigned))
+
+    async def _revoked(self) -> None:
+        thread = self._thread
+        lost = not thread.live_pin().is_valid
+        await thread.call_main(thread.app.engine.on_revoked(lost=lost))
+
+    async def _assigned(self, assigned: Iterable[Any]) -> None:
         thread = self._thread
         # Nothing may be fetched before the engine has restored tables and set positions.
         thread.kafka.pause(*assigned)
@@ -196,8 +204,8 @@ class _Listener(ConsumerRebalanceListener):
         standbys = frozenset(tp for tp in app.assignor.assigned_standbys() if tp.topic in app.tables.changelog_topics)
         partitions = frozenset(TP(tp.topic, tp.partition) for tp in assigned) - standbys
         pin = thread.live_pin()
-        thread.app.slot.member_id = pin.member_id
-        await thread.guarded(thread.call_main(thread.on_assigned(Assignment(pin, partitions, standbys))))
+        app.slot.member_id = pin.member_id
+        await thread.call_main(thread.on_assigned(Assignment(pin, partitions, standbys)))
 
 
 class ConsumerThread(driver.AIOKafkaConsumerThread):
@@ -286,7 +294,11 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
         await QueueServiceThread.on_thread_stop(self)
         has_left = self._consumer is None or await end_consumer(self._consumer)
         if has_left and not self.app.client_only:
-            self.app.slot.member_id = None
+            try:
+                self.app.slot.member_id = None
+            except StoreFailed as error:
+                # Whoever comes next leaves the group for a member that is gone, which changes nothing.
+                log.warning("that this worker has left its group could not be noted: %s", error)
 
     async def _leave_for(self, member_id: str) -> None:
         """Leave the group for this slot's dead predecessor: without that, everybody waits for its session to end."""
@@ -676,10 +688,12 @@ class Producer(faust.transport.base.Producer):
         return self._kafka
 
     async def _poll(self, kafka: ConfluentProducer, sent: asyncio.Event) -> None:
-        """Hear what became of what was sent; where nothing is sent, which is most of the time, nothing is done."""
+        """Hear what became of what was sent; where nothing is sent, which is most of the time, next to nothing is done."""
         while not self.should_stop and kafka is self._kafka:
-            await sent.wait()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(sent.wait(), _HEARD_EVERY_S)
             sent.clear()
+            kafka.poll(0)
             while len(kafka) and not self.should_stop:
                 kafka.poll(0)
                 await asyncio.sleep(0.005)

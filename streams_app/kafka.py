@@ -23,6 +23,7 @@ always are, as anybody gets a certificate of some public CA.
 from __future__ import annotations
 
 import contextlib
+import logging
 import ssl
 import tempfile
 from collections.abc import Iterator
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from streams_app.settings import Settings
 
 DEFAULT_PORT = 9092
+#: What librdkafka says by itself, see `_Voice`.
+log = logging.getLogger("librdkafka")
 _SCHEMES = {"kafka": "PLAINTEXT", "kafka+ssl": "SSL", "kafka+sasl": "SASL_PLAINTEXT", "kafka+sasl+ssl": "SASL_SSL"}
 
 
@@ -58,6 +61,10 @@ class Certificates:
     client: str | None = field(default=None, repr=False)
     client_key: str | None = field(default=None, repr=False)
     check_host_names: bool = True
+
+    def __getstate__(self) -> dict[str, Any]:
+        """To be pickled, for a process of its own: a context cannot be, and is made anew there."""
+        return {name: value for name, value in self.__dict__.items() if name != "context"}
 
     @cached_property
     def context(self) -> ssl.SSLContext:
@@ -153,9 +160,13 @@ class KafkaAddress:
         return [f"kafka://{server}" for server in self.servers.split(",")]
 
     def librdkafka(self) -> dict[str, Any]:
-        """Configuration for confluent-kafka's clients."""
+        """Configuration for confluent-kafka's clients.
+
+        A client says what it has to say when it is polled: whoever makes one that is never polled gives it a ``log_level``
+        of 0, and hears of errors by exceptions.
+        """
         # Errors only: a broker that restarts is news to nobody here, and every client would tell it.
-        config: dict[str, Any] = {"bootstrap.servers": self.servers, "log_level": 3}
+        config: dict[str, Any] = {"bootstrap.servers": self.servers, "log_level": 3, "logger": _VOICE}
         if self.protocol != "PLAINTEXT":
             config["security.protocol"] = self.protocol
         if self.login is not None:
@@ -198,6 +209,20 @@ class KafkaAddress:
             raise KafkaUnreachable(
                 f"no Kafka broker answers at {self.servers} within {timeout_s:g} s: {why}"
             ) from error
+
+
+class _Voice:
+    """Passes librdkafka's log on to Python's, where the log is set up; by itself it writes lines of its own to stderr.
+
+    Stands where a `logging.Logger` stands. What librdkafka calls an error it tries again, as a rule: that is a warning here.
+    """
+
+    def log(self, level: int, message: str, *args: Any) -> None:
+        """One line."""
+        log.log(logging.WARNING if level == logging.ERROR else level, message, *args)
+
+
+_VOICE = _Voice()
 
 
 class _Part(NamedTuple):

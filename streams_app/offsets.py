@@ -62,7 +62,8 @@ class Offsets:
     """
 
     def __init__(self, config: Mapping[str, Any], group_id: str) -> None:
-        self._config = {**config, "socket.timeout.ms": int(_REQUEST_TIMEOUT_S * 1000)}
+        # Never polled: what goes wrong is told by the answers.
+        self._config = {**config, "socket.timeout.ms": int(_REQUEST_TIMEOUT_S * 1000), "log_level": 0}
         self._group_id = group_id
 
     def close(self) -> None:

@@ -12,15 +12,17 @@ is refused; the kernel gives the lock back when its holder dies, however it dies
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import itertools
 import os
 import re
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from streams_app.errors import ConfigurationError, SlotLost
+from streams_app.errors import ConfigurationError, SlotLost, StoreFailed
 
 _ALLOWED = re.compile(r"[A-Za-z0-9._-]{1,100}")
 _MOST_WORKERS_OF_A_FOLDER = 1_000
@@ -40,25 +42,32 @@ class Slot:
 
     @property
     def member_id(self) -> str | None:
-        """The group member that this slot's worker was last, if it did not leave."""
-        try:
-            return (self.folder / "member").read_text() or None
-        except FileNotFoundError:
-            return None
+        """The group member that this slot's worker was last, if it did not leave.
+
+        Reading, writing and `check` raise `StoreFailed` where the disk fails: whoever goes on without it keeps partitions on
+        a machine that cannot keep their tables.
+        """
+        with _on_disk(self.folder):
+            try:
+                return (self.folder / "member").read_text() or None
+            except FileNotFoundError:
+                return None
 
     @member_id.setter
     def member_id(self, member_id: str | None) -> None:
         scratch = self.folder / "member.new"
-        scratch.write_text(member_id or "")
-        scratch.rename(self.folder / "member")
+        with _on_disk(self.folder):
+            scratch.write_text(member_id or "")
+            scratch.rename(self.folder / "member")
 
     def check(self) -> None:
         """Raise `SlotLost` if somebody else could take the slot: its lock file is gone, or another one."""
-        try:
-            there = os.stat(self.folder / "lock")
-        except FileNotFoundError:
-            there = None
-        held = os.fstat(self._lock.fileno())
+        with _on_disk(self.folder):
+            try:
+                there = os.stat(self.folder / "lock")
+            except FileNotFoundError:
+                there = None
+            held = os.fstat(self._lock.fileno())
         if there is None or (there.st_dev, there.st_ino) != (held.st_dev, held.st_ino):
             raise SlotLost(
                 f"the lock file of slot {self.name!r} in {self.folder} was removed while this worker held it: another "
@@ -76,6 +85,7 @@ def acquire(datadir: Path, app_id: str, name: str | None) -> Slot:
     Raises:
         SlotLost: a live worker holds ``name``.
         ConfigurationError: ``name`` cannot be a folder's name.
+        StoreFailed: the disk does not take it.
     """
     if name is not None:
         if not _ALLOWED.fullmatch(name) or name in {".", ".."}:
@@ -97,14 +107,24 @@ def acquire(datadir: Path, app_id: str, name: str | None) -> Slot:
     raise SlotLost(f"all {_MOST_WORKERS_OF_A_FOLDER} slots of {app_id} in {datadir} are held by live workers")
 
 
-def _try(folder: Path) -> Slot | None:
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = open(folder / "lock", "w")  # noqa: SIM115 - held as long as the slot is
+@contextlib.contextmanager
+def _on_disk(folder: Path) -> Iterator[None]:
+    """What the disk refuses, as `StoreFailed`: by its exit code whoever looks after processes knows it."""
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.close()
-        return None
-    lock.write(f"{os.getpid()}\n")
-    lock.flush()
+        yield
+    except OSError as error:
+        raise StoreFailed(f"the slot in {folder} cannot be kept: {error}") from error
+
+
+def _try(folder: Path) -> Slot | None:
+    with _on_disk(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / "lock", "w")  # noqa: SIM115 - held as long as the slot is
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.close()
+            return None
+        lock.write(f"{os.getpid()}\n")
+        lock.flush()
     return Slot(folder, lock)

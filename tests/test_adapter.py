@@ -35,8 +35,16 @@ from mode.supervisors import SupervisorStrategy
 from mode.utils.queues import FlowControlEvent, ThrowableQueue
 
 from streams_app.application import App as Ours
-from streams_app.errors import PartitionsLost, StreamsAppError, TransactionAborted
-from streams_app.faust_adapter import Assignor, Conductor, ConsumerThread, _put, consumer_loop, end_consumer
+from streams_app.errors import PartitionsLost, StoreFailed, StreamsAppError, TransactionAborted
+from streams_app.faust_adapter import (
+    Assignor,
+    Conductor,
+    ConsumerThread,
+    _Listener,
+    _put,
+    consumer_loop,
+    end_consumer,
+)
 from streams_app.session import Pin
 from streams_app.settings import Settings
 
@@ -275,6 +283,30 @@ def test_a_commit_of_unknown_outcome_costs_the_membership(answer: object) -> Non
         commit_once(answer)
     coordinator = lost.value.coordinator  # type: ignore[attr-defined]
     assert (coordinator.generation, coordinator.left, len(coordinator.asked)) == (-1, ["member"], 1)
+
+
+async def test_a_disk_that_does_not_take_the_member_ends_the_worker() -> None:
+    """aiokafka swallows what a listener raises: nobody would be told of the assignment, which stays paused for ever."""
+    crashed: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
+
+    class Full:
+        def __setattr__(self, name: str, value: object) -> None:
+            raise StoreFailed("the disk is full")
+
+    async def crash(error: BaseException) -> None:
+        crashed.set_result(error)
+
+    thread = object.__new__(ConsumerThread)
+    thread.app = SimpleNamespace(  # type: ignore[assignment]
+        crash=crash, slot=Full(), assignor=SimpleNamespace(assigned_standbys=tuple)
+    )
+    thread._consumer = SimpleNamespace(_coordinator=Coordinator(None), pause=lambda *_: None)
+    thread._ensure_consumer = lambda: thread._consumer  # type: ignore[method-assign]
+    thread.live_pin = lambda: PIN  # type: ignore[method-assign]
+    thread.parent_loop = asyncio.get_running_loop()
+    with pytest.raises(StoreFailed):
+        await _Listener(thread).on_partitions_assigned([TP("t", 0)])
+    assert isinstance(await asyncio.wait_for(crashed, 5), StoreFailed)
 
 
 class Stopping:

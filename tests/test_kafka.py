@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import pickle
 import ssl
 import tempfile
 from pathlib import Path
@@ -9,11 +11,15 @@ from urllib.parse import quote
 
 import pytest
 import trustme
+from confluent_kafka import Consumer, Producer
+from confluent_kafka.admin import AdminClient
 
 from streams_app.application import App
 from streams_app.errors import ConfigurationError
 from streams_app.kafka import KafkaAddress
+from streams_app.session import Session
 from streams_app.settings import Settings
+from tests.rig import free_port, wait_until
 
 PASSWORD = "p@ss:w/r?d#,% é"  # noqa: S105 - of nobody
 CA = trustme.CA()
@@ -29,10 +35,10 @@ def address(url: str, **env: str) -> KafkaAddress:
     return KafkaAddress.of(Settings.from_env({"KAFKA_URL": url, **env}))
 
 
-@pytest.mark.parametrize(
-    ("scheme", "protocol"),
-    [("kafka", None), ("kafka+ssl", "SSL"), ("kafka+sasl", "SASL_PLAINTEXT"), ("kafka+sasl+ssl", "SASL_SSL")],
-)
+SCHEMES = [("kafka", None), ("kafka+ssl", "SSL"), ("kafka+sasl", "SASL_PLAINTEXT"), ("kafka+sasl+ssl", "SASL_SSL")]
+
+
+@pytest.mark.parametrize(("scheme", "protocol"), SCHEMES)
 def test_both_libraries_are_told_the_same(scheme: str, protocol: str | None) -> None:
     """One that is not would stand in the worker's way at the first request, or talk in the clear."""
     login = f"app:{quote(PASSWORD, safe='')}@" if "sasl" in scheme else ""
@@ -54,6 +60,22 @@ def test_both_libraries_are_told_the_same(scheme: str, protocol: str | None) -> 
     else:
         assert not {name for name in ours if name.startswith("ssl")}
     assert made.urls == ["kafka://one:9096", "kafka://two:9092"], "Faust shows them"
+
+
+@pytest.mark.parametrize("scheme", [scheme for scheme, _ in SCHEMES])
+def test_an_address_can_be_told_to_another_process(scheme: str) -> None:
+    """The one behind the dashboard is told it as a pickle: over TLS the page would show nothing, ever."""
+    login = "app:secret@" if "sasl" in scheme else ""
+    made = address(f"{scheme}://{login}one", **CERTIFICATES)
+    told = pickle.loads(pickle.dumps(made))  # noqa: S301 - our own
+    assert told == made
+    assert told.librdkafka() == made.librdkafka()
+    ours, theirs = (each.aiokafka().pop("ssl_context", None) for each in (made, told))
+    if scheme.endswith("ssl"):
+        assert theirs.get_ca_certs() == ours.get_ca_certs() != []
+        assert (theirs.verify_mode, theirs.check_hostname) == (ours.verify_mode, ours.check_hostname)
+    else:
+        assert theirs is None
 
 
 def test_only_the_pinned_ca_is_trusted() -> None:
@@ -158,3 +180,23 @@ def test_a_process_may_run_no_agents() -> None:
     """One that only answers by HTTP; nobody means it who leaves the variable empty."""
     assert Settings.from_env({"STREAMS_APP_GUARANTEES": "none"}).guarantees == ()
     assert len(Settings.from_env({"STREAMS_APP_GUARANTEES": ""}).guarantees) == 3
+
+
+@pytest.mark.parametrize("made", [Producer, Consumer, AdminClient])
+def test_what_librdkafka_says_is_a_line_of_our_log(
+    made: type, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """By itself it writes lines of its own form to stderr, amid those of JSON, which no collector of logs can read."""
+    config = address(f"kafka://127.0.0.1:{free_port()}").librdkafka()
+    client = made({**config, **({"group.id": "nobody"} if made is Consumer else {})})
+    with caplog.at_level(logging.WARNING, logger="librdkafka"):
+        wait_until(lambda: (client.poll(0.1), caplog.records)[1], "it says so", 10)
+    assert {(each.name, each.levelname) for each in caplog.records} == {("librdkafka", "WARNING")}
+    assert "Connect to" in caplog.records[0].getMessage()
+    assert "FAIL" not in capfd.readouterr().err
+
+
+def test_a_session_goes_on_hearing_for_itself() -> None:
+    """It knows by the log alone that a connection broke, and a commit may have been sent twice."""
+    config = address("kafka://one").librdkafka()
+    assert Session(config, "one")._config["logger"] is not config["logger"]

@@ -5,8 +5,11 @@ from __future__ import annotations
 import io
 import json
 import logging
+import pickle
+import subprocess
 import sys
 from contextvars import Context
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,9 +17,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streams_app import logs
+from streams_app.dashboard.observer import Task
 from streams_app.errors import ConfigurationError
+from streams_app.kafka import KafkaAddress
 from streams_app.settings import Settings
-from tests.rig import Rig, rig
+from tests.rig import Rig, free_port, rig
 
 
 def line_of(message: str, *args: Any, **options: Any) -> dict[str, Any]:
@@ -89,6 +94,29 @@ def test_people_get_text_on_a_terminal_and_programs_json_elsewhere(monkeypatch: 
     assert Settings.from_env({}).log_format == "auto"
     with pytest.raises(ConfigurationError, match="auto, json, text"):
         Settings.from_env({"STREAMS_APP_LOG_FORMAT": "xml"})
+
+
+def observed(settings: Settings) -> list[str]:
+    """What the process behind the dashboard says on stderr, by lines, until it ends by itself."""
+    address = KafkaAddress.parse(f"kafka://127.0.0.1:{free_port()}")
+    command = [sys.executable, "-c", "from streams_app.dashboard.observer import main; main()"]
+    with subprocess.Popen(command, stdin=-1, stdout=subprocess.DEVNULL, stderr=-1) as process:
+        assert process.stdin is not None
+        assert process.stderr is not None
+        process.stdin.write(pickle.dumps(Task(address, settings, [], {}, "app", "client")))
+        process.stdin.flush()
+        said = process.stderr.read().decode()
+        assert process.wait(60) == 1
+    return said.splitlines()
+
+
+def test_the_process_behind_the_dashboard_logs_as_its_worker_does(tmp_path: Path) -> None:
+    """Its stderr is the worker's: a stack amid lines of JSON is some twenty lines that no program can read."""
+    (tmp_path / "file").touch()
+    [line] = map(json.loads, observed(Settings(datadir=tmp_path / "file", log_format="json")))
+    assert (line["logger"], line["level"]) == ("streams_app.dashboard.observer", "ERROR")
+    assert "StoreFailed" in line["error"]
+    assert "Traceback (most recent call last):" in observed(Settings(datadir=tmp_path / "file", log_format="text"))
 
 
 @pytest.fixture

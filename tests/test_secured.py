@@ -22,7 +22,7 @@ from confluent_kafka.admin import NewTopic
 from streams_app.errors import KafkaUnreachable
 from streams_app.kafka import KafkaAddress
 from streams_app.settings import SASL_MECHANISMS, Settings
-from tests.rig import wait_until
+from tests.rig import free_port, wait_until
 from tests.secured import (
     CREATE,
     LIMITED,
@@ -34,6 +34,7 @@ from tests.secured import (
     new_prefix,
     secured_kafka,
 )
+from tests.test_dashboard import states
 
 #: Whoever gets in by both gets in by one of them; each by itself is tried where there is time.
 PROVE = pytest.mark.prove
@@ -116,9 +117,10 @@ class Site:
 
     @contextlib.contextmanager
     def worker(self, guarantees: int = 3, **env: str) -> Iterator[None]:
-        """A worker, at work in so many guarantees; ended cleanly."""
+        """A worker, at work in so many guarantees; ended cleanly. It has a web server if it has a ``PORT``."""
         log = self.folder / "worker.log"
-        command = [sys.executable, "-m", "faust", "-A", "streams_app", "worker", "-l", "info", "--without-web"]
+        web = [] if "PORT" in env else ["--without-web"]
+        command = [sys.executable, "-m", "faust", "-A", "streams_app", "worker", "-l", "info", *web]
         with log.open("wb") as file:
             worker = subprocess.Popen(
                 command, env={**os.environ, **self.env, **env}, stdout=file, stderr=subprocess.STDOUT
@@ -159,7 +161,11 @@ def test_a_release_is_provisioned_and_works(secured: Secured, scheme: str, tmp_p
     code, _, said = site.run("provision")
     assert code == 0, said
     assert "NOT GOOD" not in said
-    with site.worker():
+    port = free_port()
+    with site.worker(PORT=str(port)):
+        # The process behind the dashboard is told the address, with its certificates, by another process.
+        with contextlib.closing(states(port)) as told:
+            assert any(state["seen_ms"] > 0 for state in told), (tmp_path / "worker.log").read_text()[-5_000:]
         site.flow(("transfers", "sensor-readings", "page-views"))
 
 

@@ -12,15 +12,17 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import logging
+import logging.config
 import os
 import pickle
 import signal
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from types import TracebackType
 from typing import NamedTuple
 
 import msgspec
@@ -32,10 +34,12 @@ from streams_app.dashboard.letters import LettersFollower, Newest, Shown
 from streams_app.errors import ConfigurationError
 from streams_app.follow import UNREACHABLE, Anomaly, Auditor, Status
 from streams_app.kafka import KafkaAddress
+from streams_app.logs import configuration, wants_json
 from streams_app.registry import Follower
 from streams_app.settings import Settings
 from streams_app.slot import acquire
 
+log = logging.getLogger(__name__)
 _EVERY_S = 1.0
 _NICENESS = 10
 #: Name of the follower that counts dead letters; agents' names are those of Python, or have no dot.
@@ -185,12 +189,22 @@ def _follow(observer: Observer) -> None:
     try:
         observer.follow()
     except ConfigurationError as error:
-        print(f"dashboard: {error}", file=sys.stderr)
+        log.error("nobody judges for the dashboard: %s", error)  # noqa: TRY400 - a sentence says it
     except BaseException:
-        traceback.print_exc()
-        raise
+        log.exception("the followers behind the dashboard failed")
     finally:
         os._exit(1)  # without it the figures would stand still, and nobody would know
+
+
+def _set_up_log(settings: Settings) -> None:
+    """As the worker's, whose stderr is ours: whoever reads it by machine reads each line."""
+    if wants_json(settings.log_format):
+        logging.config.dictConfig(configuration(logging.WARNING, None))
+        sys.excepthook = _log_uncaught
+
+
+def _log_uncaught(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    log.critical("the observer behind the dashboard failed", exc_info=(kind, error, traceback))
 
 
 def main() -> None:
@@ -199,6 +213,7 @@ def main() -> None:
     with contextlib.suppress(OSError):
         os.nice(_NICENESS)
     task: Task = pickle.load(sys.stdin.buffer)  # noqa: S301 - from the process that started us
+    _set_up_log(task.settings)
     threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
     gc.collect()
     gc.freeze()
