@@ -34,10 +34,11 @@ from faust.types import TP
 from mode import Service
 
 from streams_app.deadlines import discard
-from streams_app.errors import SlotLost
+from streams_app.errors import SlotLost, StoreFailed
 
 if TYPE_CHECKING:
     from streams_app.application import App
+    from streams_app.faust_adapter import Assignment
 
 _LOOK_EVERY_S = 1.0
 #: So many looks in a row that found input, and no commit: more than the time-outs of one commit.
@@ -77,6 +78,11 @@ class Health(Service):
     def reasons(self) -> list[Reason]:
         """Why this process is not ready; none: it is."""
         found = [reason for app in self._app.family for reason in self.reasons_of(app)]
+        return [*found, *self.reasons_of_process()]
+
+    def reasons_of_process(self) -> list[Reason]:
+        """Why it is not ready for any guarantee."""
+        found = []
         if self._app.should_stop:
             found.append(Reason("stopping", "it was asked to end"))
         if self._failed_probes >= _PROBES_FAILED:
@@ -109,6 +115,8 @@ class Health(Service):
             if self._slot_lost is None:
                 self._slot_lost = error
                 await app.crash(error)
+        except StoreFailed as error:
+            await app.crash(error)
 
     @Service.task
     async def _probe(self) -> None:
@@ -141,7 +149,8 @@ class Health(Service):
 class Stall:
     """Partitions with input whose committed position does not move.
 
-    Counts looks, not time: a frozen process looks at nothing.
+    Counts looks, not time: a frozen process looks at nothing. Only those count at which the engine works: while it restores,
+    nothing can move. What was counted before stays: an engine that fails, pauses and starts anew for hours moves nothing.
     """
 
     def __init__(self) -> None:
@@ -150,14 +159,25 @@ class Stall:
 
     def look(self, app: App) -> None:
         """Once a second."""
-        lag = dict(readable(app)) if app.engine.is_working else {}
-        positions = app.engine.positions
-        self._looks = {
-            tp: self._looks.get(tp, 0) + 1 if self._seen.get(tp) == positions[tp] else 0
-            for tp, records in lag.items()
-            if records > 0
-        }
-        self._seen = {tp: positions[tp] for tp in lag}
+        if not app.engine.is_working:
+            self._keep(app.engine.assignment)
+            return
+        lag, positions = dict(readable(app)), dict(app.engine.positions)
+        self._looks = {tp: self._counted(tp, position, lag.get(tp)) for tp, position in positions.items()}
+        self._seen = positions
+
+    def _counted(self, tp: TP, position: int, lag: int | None) -> int:
+        """How many looks by now; ``lag`` is None until something was fetched since the partition was started."""
+        looks = self._looks.get(tp, 0)
+        if lag is None and self._seen.get(tp) == position:
+            return looks
+        return looks + 1 if lag and self._seen.get(tp) == position else 0
+
+    def _keep(self, assignment: Assignment | None) -> None:
+        """Forget the partitions that are somebody else's by now."""
+        ours = assignment.partitions if assignment is not None else frozenset()
+        self._seen = {tp: position for tp, position in self._seen.items() if tp in ours}
+        self._looks = {tp: looks for tp, looks in self._looks.items() if tp in ours}
 
     def reasons(self, app: App) -> Iterator[Reason]:
         """Empty: there is none."""

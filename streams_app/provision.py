@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from confluent_kafka import KafkaError, KafkaException
@@ -49,6 +49,10 @@ _MAY_PASS = frozenset(
 #: Of CreateTopics: neither we nor a retry can change it.
 _NOT_PERMITTED = frozenset(
     {KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.CLUSTER_AUTHORIZATION_FAILED, KafkaError.POLICY_VIOLATION}
+)
+#: Of DescribeTopics: answers about the topic. All others are about the brokers.
+_ABOUT_A_TOPIC = frozenset(
+    {KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.TOPIC_EXCEPTION}
 )
 _WRONGLY_ASKED = frozenset({KafkaError.INVALID_REPLICATION_FACTOR, KafkaError.INVALID_PARTITIONS})
 #: Heroku's own bound.
@@ -157,7 +161,7 @@ def _never_created(error: KafkaError) -> StreamsAppError:
 
 
 def _create_topics(kafka: KafkaAddress, specs: Iterable[TopicSpec]) -> dict[str, bool]:
-    admin = AdminClient(kafka.librdkafka())
+    admin = admin_of(kafka)
     # Looked at first: who may not create topics is told so, too, of those that exist.
     existing = admin.list_topics(timeout=_TIMEOUT_S / 3).topics
     created = {spec.name: False for spec in specs if spec.name in existing}
@@ -194,7 +198,11 @@ def _wait_known(admin: AdminClient, names: set[str]) -> None:
 
 
 def provision(app: App, *, check: bool = False) -> Report:
-    """Create what is missing, compare what exists, try transactions. With ``check`` nothing is created."""
+    """Create what is missing, compare what exists, try transactions. With ``check`` nothing is created.
+
+    Raises:
+        KafkaUnreachable: the brokers did not say how the topics stand.
+    """
     specs = required_topics(app)
     try:
         created = {} if check else create_topics(app.kafka, specs)
@@ -202,6 +210,7 @@ def provision(app: App, *, check: bool = False) -> Report:
         created = error.created
     admin = admin_of(app.kafka)
     known = described(admin, (spec.name for spec in specs))
+    _check_answered(known)
     there = [spec.name for spec in specs if not isinstance(known[spec.name], KafkaError)]
     in_force = _settings_in_force(admin, there)
     topics = [
@@ -214,8 +223,19 @@ def provision(app: App, *, check: bool = False) -> Report:
     return Report(findings, commands)
 
 
+def _check_answered(known: Mapping[str, TopicDescription | KafkaError]) -> None:
+    """Raise `KafkaUnreachable` if nobody knows of a topic whether it exists: "missing" would be a guess."""
+    for name, found in known.items():
+        if isinstance(found, KafkaError) and found.code() not in _ABOUT_A_TOPIC:
+            raise KafkaUnreachable(f"the brokers do not say whether there is a topic {name}: {found.str()}")
+
+
 def _settings_in_force(admin: AdminClient, names: Iterable[str]) -> dict[str, dict[str, str] | None]:
-    """The settings of topics; None: an ACL hides them."""
+    """The settings of topics; None: an ACL hides them.
+
+    Raises:
+        KafkaUnreachable: the brokers did not say.
+    """
     resources = [ConfigResource(ConfigResource.Type.TOPIC, name) for name in names]
     futures = admin.describe_configs(resources, request_timeout=_TIMEOUT_S) if resources else {}
     found: dict[str, dict[str, str] | None] = {}
@@ -224,9 +244,15 @@ def _settings_in_force(admin: AdminClient, names: Iterable[str]) -> dict[str, di
             found[resource.name] = {name: each.value for name, each in future.result(timeout=_TIMEOUT_S).items()}
         except KafkaException as error:
             if error.args[0].code() != KafkaError.TOPIC_AUTHORIZATION_FAILED:
-                raise
+                raise _unsaid(resource.name, error.args[0].str()) from error
             found[resource.name] = None
+        except TimeoutError as error:
+            raise _unsaid(resource.name, f"no answer within {_TIMEOUT_S:g} s") from error
     return found
+
+
+def _unsaid(name: str, why: str) -> KafkaUnreachable:
+    return KafkaUnreachable(f"the brokers do not say which settings the topic {name} has: {why}")
 
 
 def _compare(

@@ -75,7 +75,8 @@ class Replicas:
         self._stores: dict[TP, Store] = {}
         self._standbys: frozenset[TP] = frozenset()
         self._owned: frozenset[TP] = frozenset()
-        #: What is followed; None: not known since the last exchange.
+        #: What is followed; None: not known since the last exchange. While a reader is opened anew, that is not forgotten:
+        #: the copies go on answering, as of when they were read last.
         self._followed: frozenset[TP] | None = None
         #: Those that were at the end of their changelog once.
         self._current: set[TP] = set()
@@ -148,6 +149,7 @@ class Replicas:
 
     def _exchange(self, returned: Mapping[TP, Store], owned: frozenset[TP], standbys: frozenset[TP]) -> dict[TP, Store]:
         self._end_reader()
+        self._followed = None
         self._paused, self._owned, self._standbys = True, owned, standbys
         # Not current yet, as their start may have been broken off amid the restore: only when their end was seen.
         self._stores.update(returned)
@@ -161,6 +163,7 @@ class Replicas:
 
     def _follow(self) -> None:
         self._end_reader()
+        self._followed = None
         self._retry_at_s = 0.0
         self._paused = False
         if not self._turning:
@@ -186,6 +189,8 @@ class Replicas:
         except (KafkaException, KafkaUnreachable, StoreCorrupted, StoreFailed, _WentBack) as error:
             log.warning("%s: replicas begin anew in %g s, after: %s", self._app.conf.id, _RETRY_S, error)
             self._end_reader()
+            if not isinstance(error, (KafkaException, KafkaUnreachable)):
+                self._followed = None  # it is about a copy
             self._retry_at_s = time.monotonic() + _RETRY_S
             return True
         return self._followed is None or bool(self._followed)
@@ -271,7 +276,7 @@ class Replicas:
         return {table.changelog_topic_name for table in self._app.transactional_tables() if table.is_followed}
 
     def _end_reader(self) -> None:
-        reader, self._reader, self._followed = self._reader, None, None
+        reader, self._reader = self._reader, None
         if reader is not None:
             discard(reader, "close")
 

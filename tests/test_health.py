@@ -110,6 +110,33 @@ def test_input_that_nobody_gets_done_is_told_after_a_while() -> None:
     assert not looked(100)
 
 
+def test_an_engine_that_tries_anew_for_ever_makes_no_progress() -> None:
+    """Each try is a short while of work: looked at by itself it is as good as any, and nobody is told for hours."""
+    engine = SimpleNamespace(is_working=True, positions={INPUT: 5}, assignment=SimpleNamespace(partitions={INPUT}))
+    read = {INPUT: Read(9, 20, 9)}
+    app = app_of(engine, input=SimpleNamespace(reads=lambda: read))
+    stall = Stall()
+
+    def tried(times: int) -> list[Reason]:
+        """Ten seconds of work, of which nothing comes, and twenty until it is tried anew."""
+        for second in range(30 * times):
+            engine.is_working = second % 30 < 10
+            # Started anew, nothing was fetched for a second.
+            read[INPUT] = Read(5, None, None) if second % 30 == 0 else Read(9, 20, 9)
+            stall.look(app)
+        return list(stall.reasons(app))
+
+    assert not tried(3)
+    [found] = tried(4)
+    assert (found.reason, "in-0" in found.detail) == ("no_progress", True)
+    engine.positions = {INPUT: 6}
+    assert not tried(1), "it has moved"
+    assert tried(6)
+    engine.assignment = SimpleNamespace(partitions={TP("in", 1)})
+    stall.look(app)
+    assert not list(stall.reasons(app)), "it is somebody else's"
+
+
 @pytest.mark.parametrize(
     ("error", "code"),
     [

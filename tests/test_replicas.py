@@ -14,7 +14,7 @@ from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient
 
 from streams_app.application import App
-from streams_app.errors import StoreFailed
+from streams_app.errors import KafkaUnreachable, StoreFailed
 from streams_app.provision import TopicSpec, create_topics
 from streams_app.settings import Settings
 from streams_app.slot import acquire
@@ -201,6 +201,31 @@ def test_trouble_is_said_and_passes(changelog: Changelog, monkeypatch: pytest.Mo
     changelog.replicas.follow()
     changelog.wait_for({"a": 1})
     assert "the disk is full" in caplog.text
+
+
+def test_a_copy_answers_while_its_reader_is_opened_anew(changelog: Changelog, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once an hour, and after each trouble with the brokers, a process that only answers would be sent nothing."""
+    changelog.copy()
+    replicas, opened = changelog.replicas, changelog.replicas._opened
+    wait_until(lambda: replicas.is_current, "it is current")
+    tries: list[bool] = []
+
+    def fails_twice() -> object:
+        tries.append(replicas.is_current)
+        if len(tries) < 3:
+            raise KafkaUnreachable("no broker answers")
+        return opened()
+
+    monkeypatch.setattr("streams_app.replicas._RETRY_S", 0.2)
+    monkeypatch.setattr(replicas, "_opened", fails_twice)
+    replicas._reopened_every_s = 0.0
+    wait_until(lambda: len(tries) == 3, "it is opened anew")
+    assert tries == [True] * 3
+    wait_until(lambda: replicas.is_current, "it is current again")
+    taken = changelog.take_over(0)
+    assert not replicas.is_current, "what is to be followed now is not known"
+    for store in taken.values():
+        store.close()
 
 
 def test_a_copy_that_turns_out_corrupt_is_read_anew(changelog: Changelog) -> None:
