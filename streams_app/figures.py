@@ -62,6 +62,7 @@ class Figures(Counter[str]):
         self.dropped[reason] += 1
 
 
-def named(error: BaseException) -> str:
+def named(error: BaseException | type[BaseException]) -> str:
     """An error's class as a label: ``CommitUnconfirmed`` is ``commit_unconfirmed``."""
-    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(error).__name__).lower()
+    kind = error if isinstance(error, type) else type(error)
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", kind.__name__).lower()

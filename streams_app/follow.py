@@ -79,6 +79,11 @@ _META, _SAID, _ANOMALY, _OWN = b"\0m", b"\0s", b"\0a", b"k"
 _AFTER_OWN = b"l"
 _NO_HEADERS: Mapping[str, bytes] = {}
 
+#: Anomalies that are found of any app: a transaction that stays open, by `Watch`, and records that are gone.
+OPEN, GAP = "open", "gap"
+#: Whose the findings of `Watch` are, where others are a follower's.
+APPS = "apps"
+
 #: What is left of trouble with the brokers: they may come back.
 UNREACHABLE = (KafkaException, KafkaUnreachable, TimeoutError)
 
@@ -492,7 +497,7 @@ class Following:
         """Forget all, and begin with what there is now."""
         self.close_reader()
         memory = self.memory
-        memory.report("gap", why)
+        memory.report(GAP, why)
         memory.forget()
         fresh = Meta(cut=memory.meta.cut, records=memory.meta.records)
         fresh.number, fresh.anomalies = memory.meta.number, memory.meta.anomalies
@@ -622,7 +627,7 @@ class Watch:
             open_s, key = now_s - since_s, f"{tp[1]} {tp[0]}".encode()
             if open_s > self._limit_s and self.memory.get([key]).get(key) != b"%d" % offset:
                 text = f"{tp[0]}[{tp[1]}]@{offset}: a transaction has been open for more than {self._limit_s:g} s"
-                self.memory.report("open", f"{text}; nobody who reads committed records gets past it")
+                self.memory.report(OPEN, f"{text}; nobody who reads committed records gets past it")
                 self.memory.put(key, b"%d" % offset)
                 self.memory.commit()
 
@@ -689,7 +694,7 @@ class Auditor:
         topics = {settings.kafka_prefix + topic for cls in followers.values() for topic in cls.topics}
         self._watch = Watch(settings, apps, sorted(topics), folder)
         self._followings = [Following(name, cls, address, settings, apps, folder) for name, cls in followers.items()]
-        self._memories = {"apps": self._watch.memory, **{each.name: each.memory for each in self._followings}}
+        self._memories = {APPS: self._watch.memory, **{each.name: each.memory for each in self._followings}}
         self._log: Log | None = None
         self._trouble = ""
         self._samples: deque[tuple[float, dict[str, int]]] = deque()

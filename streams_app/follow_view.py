@@ -29,7 +29,7 @@ from rich.text import Text
 
 from streams_app.audit import in_words
 from streams_app.errors import ConfigurationError
-from streams_app.follow import Anomaly, Auditor, OnAnomaly, Status
+from streams_app.follow import APPS, GAP, OPEN, Anomaly, Auditor, OnAnomaly, Status
 
 _ANOMALIES_SHOWN = 8
 
@@ -197,8 +197,10 @@ class Figures(Collector):
         anomalies = CounterMetricFamily(
             "streams_app_audit_anomalies", "Anomalies found since the state began.", labels=["of", "anomaly"]
         )
-        for name, counts in status.anomalies.items():
-            for anomaly, count in counts.items():
+        # Those that anybody may find are told as 0, too: else nobody could tell "none" from "nobody looks".
+        known = {APPS: {OPEN: 0}, **{name: {GAP: 0} for name in status.followers}}
+        for name in known | status.anomalies:
+            for anomaly, count in {**known.get(name, {}), **status.anomalies.get(name, {})}.items():
                 anomalies.add_metric([name, anomaly], count)
         yield anomalies
         records = CounterMetricFamily("streams_app_audit_records", "Committed records judged.", labels=["follower"])

@@ -15,11 +15,25 @@ from prometheus_client import CollectorRegistry, Histogram, ProcessCollector, ge
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from streams_app.errors import (
+    CommitUnconfirmed,
+    KafkaUnreachable,
+    OutputRefused,
+    PartitionsLost,
+    StoreCorrupted,
+    TransactionAborted,
+)
 from streams_app.faust_adapter import leader_topic
+from streams_app.figures import named
 
 if TYPE_CHECKING:
     from streams_app.application import App
 
+#: Reasons that are known before anything happens. They are told as 0 from the beginning: a counter that is born with its
+#: first event has never increased, and whoever waits for an increase would not hear of that one.
+_SET_ASIDE = ("agent_error", "invalid", "malformed")
+_TROUBLES = tuple(named(kind) for kind in (CommitUnconfirmed, KafkaUnreachable, StoreCorrupted, TransactionAborted))
+_DROPPED = ("agent_error", named(PartitionsLost), named(OutputRefused), *_TROUBLES)
 #: Figure of an engine to the name and the meaning of its metric.
 _COUNTS = {
     "batches": ("batches", "Batches committed."),
@@ -71,21 +85,21 @@ class EngineFigures(Collector):
 
 def _by_reason(apps: Iterable[App]) -> Iterator[Metric]:
     reasons = {
-        "dropped_batches": ("Batches dropped; their events are delivered again, or given up.", "dropped"),
-        "dead_letters": ("Events set aside, by the code of their dead letters.", "set_aside"),
-        "restarts_of_partitions": ("Starts of partitions that had to be tried anew.", "troubles"),
+        "dropped_batches": ("Batches dropped; their events are delivered again, or given up.", "dropped", _DROPPED),
+        "dead_letters": ("Events set aside, by the code of their dead letters.", "set_aside", _SET_ASIDE),
+        "restarts_of_partitions": ("Starts of partitions that had to be tried anew.", "troubles", _TROUBLES),
     }
-    for name, (meaning, figure) in reasons.items():
+    for name, (meaning, figure, known) in reasons.items():
         counts = {
             (app.guarantee, reason): count
             for app in apps
-            for reason, count in getattr(app.engine.figures, figure).items()
+            for reason, count in {**dict.fromkeys(known, 0), **getattr(app.engine.figures, figure)}.items()
         }
         yield _counter(name, meaning, counts, "reason")
 
 
 def _states(apps: Iterable[App]) -> Iterator[Metric]:
-    ready = _gauge("ready", "1 if all is well, as /readyz has it.")
+    ready = _gauge("ready", "1 if /readyz has no reason against this guarantee, nor against the whole process.")
     assigned = _gauge("assigned_partitions", "Input partitions that this process has.")
     done = _gauge("restore_progress_ratio", "How far the tables of the last assignment are restored.")
     remaining = _gauge(
@@ -94,7 +108,8 @@ def _states(apps: Iterable[App]) -> Iterator[Metric]:
     committed = _gauge("last_commit_age_seconds", "Since the last batch was committed, or the process started.")
     for app in apps:
         engine, labels = app.engine, [app.guarantee]
-        ready.add_metric(labels, not app.family[0].health.reasons_of(app))
+        health = app.family[0].health
+        ready.add_metric(labels, not (health.reasons_of_process() or health.reasons_of(app)))
         assigned.add_metric(labels, len(_inputs(app)) if engine.is_working else 0)
         committed.add_metric(labels, engine.figures.committed_age_s)
         restoring = engine.restoring

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 from typing import Any, ClassVar
 from uuid import uuid4
 
@@ -31,7 +32,7 @@ from agents.ledger_follow import LedgerFollower
 from agents.ledger_input import transfers
 from streams_app.audit import AuditedApp
 from streams_app.errors import ConfigurationError
-from streams_app.follow import Anomaly, Auditor, DiskMemory
+from streams_app.follow import Anomaly, Auditor, DiskMemory, FollowerStatus, Status
 from streams_app.follow_view import Figures, Lines, _Picture
 from streams_app.kafka import KafkaAddress
 from streams_app.partitioning import partition_of
@@ -598,6 +599,20 @@ class TestAgainstKafka:
         assert "streams_app_audit_ledger_entries_total 1.0" in metrics
         assert 'streams_app_audit_ledger_sum{of="EUR"} -100.0' in metrics
         assert "streams_app_audit_cut_lag_seconds" in metrics
+
+
+def test_anomalies_have_a_series_before_there_is_one() -> None:
+    """ "None" would look like an audit that does not run."""
+    status = Status(0.0, {"ledger": {"torn": 2}}, {"ledger": FollowerStatus(0, 0.0, None, {}, "")}, [], {})
+    registry = CollectorRegistry()
+    registry.register(Figures(SimpleNamespace(status=status)))  # type: ignore[arg-type]
+    found = {
+        (sample.labels["of"], sample.labels["anomaly"]): sample.value
+        for family in registry.collect()
+        for sample in family.samples
+        if sample.name == "streams_app_audit_anomalies_total"
+    }
+    assert found == {("apps", "open"): 0, ("ledger", "gap"): 0, ("ledger", "torn"): 2}
 
 
 class Mine(Follower):

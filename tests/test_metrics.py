@@ -11,6 +11,10 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from agents import analytics, ledger, sensors  # noqa: F401 - without agents nothing runs here
+from streams_app import app
+from streams_app.health import Reason
+from streams_app.metrics import EngineFigures
 from streams_app.store import Store
 from tests.rig import PARTITIONS, Rig, free_port, rig, wait_until
 
@@ -42,6 +46,39 @@ class Scraped:
             for sample in family.samples
             if sample.name == name and labels.items() <= sample.labels.items()
         )
+
+
+def told(name: str) -> dict[tuple[str, ...], float]:
+    """Samples of this process by the values of their labels."""
+    [family] = [family for family in EngineFigures(app).collect() if family.name == name]
+    return {tuple(sample.labels.values()): sample.value for sample in family.samples if "_created" not in sample.name}
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("dead_letters", "agent_error"),
+        ("dropped_batches", "agent_error"),
+        ("dropped_batches", "commit_unconfirmed"),
+        ("dropped_batches", "partitions_lost"),
+        ("restarts_of_partitions", "kafka_unreachable"),
+    ],
+)
+def test_what_an_alert_waits_for_is_there_before_it_happens(name: str, reason: str) -> None:
+    """A counter that is born with its first event has not increased: the first one would wake nobody."""
+    assert told(f"streams_app_{name}")["exactly_once", reason] == 0
+
+
+def test_a_process_that_is_not_ready_is_not_ready_for_any_guarantee(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`/readyz` would send it nothing, because of Kafka, and the alert on this metric would stay silent."""
+    monkeypatch.setattr(app.health, "reasons_of", lambda _: [])
+    assert set(told("streams_app_ready").values()) == {1}
+    monkeypatch.setattr(app.health, "_failed_probes", 2)
+    assert [reason.reason for reason in app.health.reasons_of_process()] == ["kafka"]
+    assert set(told("streams_app_ready").values()) == {0}
+    monkeypatch.setattr(app.health, "_failed_probes", 0)
+    monkeypatch.setattr(app.health, "reasons_of", lambda _: [Reason("joining", "")])
+    assert set(told("streams_app_ready").values()) == {0}
 
 
 @pytest.fixture
