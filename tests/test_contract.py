@@ -146,7 +146,7 @@ def test_the_pages_of_the_contract_exist() -> None:
 
     listed = {page.split()[1] for cell, _ in rows(CONTRACT, 2) for page in names(cell) if "/" in page}
     served = {resource.canonical for resource in app.web.web_app.router.resources()}
-    assert len(listed) == 6
+    assert len(listed) == 8
     assert listed <= {
         re.sub(r"{(\w+)}", lambda name: name[1].upper(), each).replace("ACCOUNT", "ID") for each in served
     }
