@@ -26,6 +26,8 @@ from tables.ledger import Transfer, accounts, decision_key, decisions
 
 _KAFKA_TIMEOUT_S = 10.0
 _RETRY_S = 5
+#: Whoever makes a path of these takes them for places in it, percent-encoded or not, and asks for another one.
+_NO_PARTS_OF_PATHS = frozenset({".", ".."})
 
 if not app.selected:
     app.follow(accounts)
@@ -73,6 +75,8 @@ def transfer_of(body: dict[str, Any], *idempotency_keys: str) -> Transfer:
         msgspec.json.encode(transfer)
     except (msgspec.ValidationError, UnicodeError) as error:
         raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, str(error)) from error
+    if not _NO_PARTS_OF_PATHS.isdisjoint((transfer.id, transfer.debit_account, transfer.credit_account)):
+        raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, "'.' and '..' cannot be followed by HTTP; take another id")
     return transfer
 
 

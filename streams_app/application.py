@@ -90,6 +90,9 @@ class App(HostApp):
                 "stream_wait_empty": False,
                 "web_bind": "127.0.0.1",
                 "web_host": "127.0.0.1",
+                # Pages of Faust's that show tables whole, and where the workers are; what they do not expect is a 500.
+                "web_router_enabled": False,
+                "web_tables_enabled": False,
                 "web_application_options": application_options(self),
                 **({"web_port": self.settings.port} if self.settings.port else {}),
                 "agent_supervisor": Supervisor,

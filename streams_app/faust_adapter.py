@@ -28,6 +28,7 @@ from collections.abc import (
 from concurrent.futures import CancelledError
 from contextlib import aclosing, suppress
 from functools import partial
+from http import HTTPStatus
 from types import MappingProxyType, SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, NoReturn, TypeAlias, TypeVar, cast
 
@@ -35,6 +36,7 @@ import aiohttp
 import aiokafka
 import faust
 import msgspec
+from aiohttp.web import AppRunner
 from aiokafka import errors as kafka_errors
 from aiokafka.abc import ConsumerRebalanceListener
 from aiokafka.consumer.fetcher import FetchResult
@@ -49,7 +51,7 @@ from faust.agents.replies import BarrierState
 from faust.agents.replies import ReplyConsumer as FaustReplyConsumer
 from faust.app.router import Router as FaustRouter
 from faust.assignor.partition_assignor import PartitionAssignor
-from faust.exceptions import ImproperlyConfigured, SameNode, Skip
+from faust.exceptions import ConsumerNotStarted, ImproperlyConfigured, SameNode, Skip
 from faust.models import maybe_model
 from faust.streams import _current_event, maybe_forward
 from faust.tables.manager import TableManager as FaustTableManager
@@ -57,6 +59,10 @@ from faust.transport.conductor import Conductor as FaustConductor
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP, FieldDescriptorT, Message
 from faust.types.windows import WindowRange
+from faust.web import drivers as web_drivers
+from faust.web.drivers.aiohttp import Web as FaustWeb
+from faust.web.exceptions import WebError
+from faust.web.views import View
 from mode.services import Service
 from mode.supervisors import OneForOneSupervisor
 from mode.threads import QueueServiceThread
@@ -69,6 +75,7 @@ from streams_app.events import Event, in_hand
 from streams_app.logs import about
 from streams_app.partitioning import partition_of
 from streams_app.session import Pin
+from streams_app.web import problem_of
 
 if TYPE_CHECKING:
     from streams_app.application import App
@@ -98,6 +105,9 @@ _COMMIT_TIMEOUT_S = 5.0
 _LEAVE_WITHIN_S = 5.0
 #: So often a producer that sends nothing is asked for its log.
 _HEARD_EVERY_S = 5.0
+#: That long a worker that ends waits for requests in hand, and once more when it has cancelled them. With aiohttp's 60 s, one
+#: client that sends or reads slowly would have the watchdog end the process.
+_REQUESTS_END_WITHIN_S = 2.0
 #: The broker says: your membership is not the current one; nothing was committed.
 _GROUP_MOVED_ON = frozenset(
     error.errno
@@ -610,8 +620,12 @@ class Consumer(driver.Consumer):
         return []
 
     def topic_partitions(self, topic: str) -> int | None:
-        """Number of partitions of a topic; Faust's answer is that of the group's leader only."""
-        partitions = self._thread.kafka.partitions_for_topic(topic)
+        """Number of partitions of a topic, once it is known; Faust's answer is that of the group's leader only."""
+        try:
+            partitions = self._thread.kafka.partitions_for_topic(topic)
+        except ConsumerNotStarted:
+            # The web server, which asks for its views, is there before the consumer.
+            return None
         return len(partitions) if partitions else None
 
     def reads(self) -> dict[TP, Read]:
@@ -1408,6 +1422,31 @@ class Router(FaustRouter):
         return partition
 
 
+class Web(FaustWeb):
+    """Faust's web server, whose end no slow client holds up, and whose errors are problem documents."""
+
+    def __init__(self, app: Any, **kwargs: Any) -> None:
+        super().__init__(app, **kwargs)
+        self._runner = AppRunner(self.web_app, access_log=None, shutdown_timeout=_REQUESTS_END_WITHIN_S)
+
+    def add_view(self, view_cls: Any, **kwargs: Any) -> Any:
+        """As Faust's; a view that words its errors itself goes on to do so."""
+        view: Any = super().add_view(view_cls, **kwargs)
+        if view_cls.on_request_error is View.on_request_error:
+            view.on_request_error = partial(_tell_problem, view)
+        return view
+
+
+async def _tell_problem(view: Any, request: Any, error: WebError) -> Any:
+    if error.code not in set(HTTPStatus):
+        return await View.on_request_error(view, request, error)
+    known = view.get_methods()
+    if type(view).get is View.get:
+        # Faust answers HEAD by GET, also where there is none.
+        known.discard("HEAD")
+    return problem_of(error, known).response()
+
+
 class HostTable(faust.Table[Any, Any]):
     """The part of our `Table` that overrides what Faust's tables keep private: windows, and their clean-up."""
 
@@ -1479,6 +1518,10 @@ class HostApp(faust.App):
     @cached_property
     def _reply_consumer(self) -> ReplyConsumer:
         return ReplyConsumer(self, loop=self.loop, beacon=self.beacon)
+
+    def _new_web(self) -> Any:
+        driver = web_drivers.by_url(self.conf.web)
+        return (Web if driver is FaustWeb else driver)(self)
 
     def _new_transport(self) -> Transport:
         return Transport(self.conf.broker_consumer, self)

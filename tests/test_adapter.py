@@ -30,6 +30,8 @@ from faust.tables.wrappers import WindowWrapper
 from faust.transport import conductor
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
+from faust.web.drivers.aiohttp import Web
+from faust.web.views import View
 from mode import Worker
 from mode.supervisors import SupervisorStrategy
 from mode.utils.queues import FlowControlEvent, ThrowableQueue
@@ -55,6 +57,7 @@ PIN = Pin("group", 3, "member")
     ("owner", "name"),
     [
         (App, "_new_transport"),
+        (App, "_new_web"),
         (App, "_on_agent_error"),
         (App, "_stop_consumer"),
         (App, "_consumer"),
@@ -164,6 +167,10 @@ def test_a_name_that_we_override_or_call_is_there(owner: type, name: str) -> Non
         (Worker._on_sigterm, "self._schedule_shutdown(signal.SIGTERM)"),
         (Worker._on_sigint, "self._schedule_shutdown(signal.SIGINT)"),
         (Worker._schedule_shutdown, "self._signal_stop_time = self.loop.time()"),
+        (App._new_web, "return web_drivers.by_url(self.conf.web)(self)"),
+        (Web.__init__, "self._runner: AppRunner = AppRunner(self.web_app, access_log=None)"),
+        (Web.stop_server, "await self._runner.cleanup()"),
+        (View.dispatch, "response = await self.on_request_error(request, exc)"),
         (App._on_partitions_assigned, "await T(self.topics.on_partitions_assigned)(assigned)"),
     ],
 )

@@ -6,7 +6,9 @@ import contextlib
 import http.client
 import json
 import re
+import signal
 import socket
+import time
 from collections.abc import Iterator
 from http import HTTPStatus
 from typing import Any
@@ -18,6 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from agents.ledger_views import transfer_of
+from streams_app.errors import ExitCode
 from streams_app.web import Problem, check_may_write
 from tests.rig import Rig, Worker, free_port, rig, wait_until
 
@@ -268,6 +271,19 @@ def test_what_is_no_http_changes_nothing(made: Rig, bank: Client, sent: bytes) -
     assert not bank.worker.says("Traceback"), bank.worker.log.read_text()[-3000:]
 
 
+def test_a_client_that_sends_half_a_transfer_does_not_hold_up_a_clean_stop(made: Rig) -> None:
+    """The worker waited for the rest for so long that the watchdog ended it: with exit code 70, as one that hangs."""
+    client = Client(made, "slow", STREAMS_APP_GUARANTEES="none").wait_up()
+    with socket.create_connection(("127.0.0.1", client.port), timeout=30) as connection:
+        connection.sendall(HEAD + b"Content-Length: 10000\r\n\r\n" + GOOD_BODY)
+        wait_until(lambda: client.get("/livez")[0] == HTTPStatus.OK, "the half of it was read")
+        client.worker.signal(signal.SIGTERM)
+        asked_s = time.monotonic()
+        assert client.worker.wait() == ExitCode.GOOD, client.worker.log.read_text()[-3000:]
+        assert time.monotonic() - asked_s < 15
+    assert not client.worker.says("Traceback"), client.worker.log.read_text()[-3000:]
+
+
 @pytest.mark.parametrize(
     ("headers", "token", "bound_to", "refused"),
     [
@@ -283,10 +299,15 @@ def test_what_is_no_http_changes_nothing(made: Rig, bank: Client, sent: bytes) -
         ({"Authorization": "Basic secret"}, "secret", EVERYWHERE, 401),
         ({"Authorization": "Bearer sécret"}, "secret", EVERYWHERE, 401),
         ({"Authorization": "Bearer secret", "Host": "example.com"}, "secret", EVERYWHERE, None),
+        ({"Forwarded": "for=192.0.2.1"}, None, "127.0.0.1", 403),
+        ({"X-Forwarded-For": "192.0.2.1"}, None, "127.0.0.1", 403),
+        ({"X-Real-IP": "192.0.2.1"}, None, "127.0.0.1", 403),
+        ({"Via": "1.1 proxy"}, None, "127.0.0.1", 403),
+        ({"Authorization": "Bearer secret", "Via": "1.1 proxy"}, "secret", "127.0.0.1", None),
     ],
 )
 def test_who_may_write(headers: dict[str, str], token: str | None, bound_to: str, refused: int | None) -> None:
-    """A page of the web must not move money by the browser of somebody who runs a worker."""
+    """A page of the web must not move money by the browser of somebody who runs a worker, nor the world by a proxy."""
     request = make_mocked_request("POST", "/transfers", headers={"Host": "127.0.0.1:6066", **headers})
     if refused is None:
         check_may_write(request, token, bound_to)
@@ -294,6 +315,16 @@ def test_who_may_write(headers: dict[str, str], token: str | None, bound_to: str
     with pytest.raises(Problem) as caught:
         check_may_write(request, token, bound_to)
     assert caught.value.status == refused
+
+
+@pytest.mark.parametrize("field", ["id", "debit_account", "credit_account"])
+@pytest.mark.parametrize("dots", [".", ".."])
+def test_an_id_that_no_path_can_have_is_refused(field: str, dots: str) -> None:
+    """Clients take such parts out of a path, so `Location` would lead somewhere else."""
+    with pytest.raises(Problem) as caught:
+        transfer_of({**TRANSFER, field: dots})
+    assert caught.value.status == HTTPStatus.UNPROCESSABLE_ENTITY
+    assert transfer_of({**TRANSFER, field: dots + "x"})
 
 
 def test_an_id_comes_once() -> None:
