@@ -102,7 +102,8 @@ class Settings:
             guarantees=_guarantees(env.get("STREAMS_APP_GUARANTEES")),
             slot=env.get("STREAMS_APP_SLOT") or env.get("DYNO") or None,
             port=number("PORT", 0) or None,
-            web_token=env.get("STREAMS_APP_WEB_TOKEN") or None,
+            # Files with secrets end with a line break, which no header can have.
+            web_token=env.get("STREAMS_APP_WEB_TOKEN", "").strip() or None,
             datadir=Path(env.get("STREAMS_APP_DATADIR") or defaults.datadir),
             commit_interval_ms=number("STREAMS_APP_COMMIT_INTERVAL_MS", defaults.commit_interval_ms),
             batch_max_events=number("STREAMS_APP_BATCH_MAX_EVENTS", defaults.batch_max_events),

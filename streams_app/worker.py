@@ -7,6 +7,7 @@ second one has what agents have in hand dropped, to be processed elsewhere. What
 
 from __future__ import annotations
 
+import errno
 import gc
 import signal
 import socket
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from streams_app.commands import exit_codes
 from streams_app.embedded import EmbeddedKafka, own_kafka
-from streams_app.errors import exit_code
+from streams_app.errors import ConfigurationError, exit_code
 from streams_app.faust_adapter import HostWorker, consumer_loop
 from streams_app.kafka import KafkaAddress
 from streams_app.logs import configuration, wants_json
@@ -66,8 +67,7 @@ class Worker(HostWorker):
         if self._embedded is None:
             running = [each for each in app.family if each.runs_here]
             check_permissions(app, {spec.name for each in running for spec in topics_of(each)})
-        if app.conf.web_enabled and not app.settings.port:
-            app.conf.web_port = _free_port(app.conf.web_bind)
+        settle_port(app)
 
     async def on_start(self) -> None:
         """See `faust.Worker`."""
@@ -138,14 +138,35 @@ class Worker(HostWorker):
                 self._embedded.release()
 
 
-def _free_port(host: str) -> int:
-    """6066, or the next free port."""
+def settle_port(app: App) -> None:
+    """Have the web server listen at 6066, or the next free port, unless it was given one.
+
+    Raises:
+        ConfigurationError: there is no such address, or no free port.
+    """
+    if not app.conf.web_enabled or app.settings.port:
+        return
+    try:
+        found = socket.getaddrinfo(app.conf.web_bind, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError as error:
+        raise ConfigurationError(f"the web server cannot listen at {app.conf.web_bind!r}: {error.strerror}") from error
+    addresses = {(family, address) for family, _, _, _, address in found}
     for port in range(_FIRST_PORT, _FIRST_PORT + 1_000):
-        with socket.socket() as probe:
+        if not any(_is_taken(family, (address[0], port, *address[2:])) for family, address in addresses):
+            app.conf.web_port = port
+            return
+    raise ConfigurationError(f"no free port from {_FIRST_PORT} on; set PORT")
+
+
+def _is_taken(family: int, address: tuple[Any, ...]) -> bool:
+    """Whether somebody listens there; what else is wrong with the address the server says when it starts."""
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((host, port))
-            except OSError:
-                continue
-            return port
-    raise OSError(f"no free port from {_FIRST_PORT} on")
+            if family == socket.AF_INET6:
+                # As the server does it: who listens to IPv4 only is in nobody's way.
+                probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            probe.bind(address)
+    except OSError as error:
+        return error.errno == errno.EADDRINUSE
+    return False
