@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from faust.types import TP, Message
 
-from streams_app.errors import DeadBatchError, PartitionsLost, TransactionAborted
+from streams_app.errors import DeadBatchError, NoAnswer, PartitionsLost, TransactionAborted
 from streams_app.outbox import Outbox
 from streams_app.session import Consumed, Outgoing, Output, Pin, header_bytes
 from streams_app.store import TIME_BYTES, Store
@@ -189,10 +189,19 @@ class Batch:
         """Set a record aside, once, however many agents refuse it; the letter is sent when the batch is finished."""
         self.set_aside.setdefault((message.tp, message.offset), letter)
 
-    async def answered(self, event: Event, topics: Set[str], ask: Callable[[], Awaitable[T]]) -> T:
+    def record_of(self, message: Message) -> Message:
+        """The record as it was fetched that an event's ``message`` comes from, also by way of a channel in memory."""
+        messages = self.messages.get(message.tp, [])
+        at = bisect_left(messages, message.offset, key=attrgetter("offset"))
+        return messages[at] if at < len(messages) and messages[at].offset == message.offset else message
+
+    async def answered(
+        self, event: Event, topics: Set[str], ask: Callable[[], Awaitable[T]], timeout_s: float | None = None
+    ) -> T:
         """The answer to a question of the agent that has ``event`` in hand; question and answer go by way of ``topics``.
 
         Raises:
+            NoAnswer: it did not come in time. It may be that the question was set aside, or lost.
             DeadBatchError: the batch was dropped meanwhile. Who waited on would begin with no other event, and the answer may
                 come with one.
         """
@@ -200,8 +209,14 @@ class Batch:
         answer = asyncio.ensure_future(ask())
         self.hold(event)
         self.questions[answer] = Question(event, topics, time.monotonic())
+        deadline = asyncio.timeout(timeout_s)
         try:
-            return await answer
+            async with deadline:
+                return await answer
+        except TimeoutError as error:
+            if deadline.expired():
+                raise NoAnswer(f"nobody answered by {', '.join(sorted(topics))} for {timeout_s:g} s") from error
+            raise
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task is None or not task.cancelling():
@@ -250,6 +265,14 @@ class Batch:
         elif self.failure is None:
             self.failure = event
             self._changed.set()
+
+    def give_up(self) -> None:
+        """Nobody waits any longer for what agents have in hand: it counts as lost, and nothing more of it takes effect."""
+        for event in self.events:
+            if not event.acked:
+                self.fail(event)
+        for answer in self.questions:
+            answer.cancel()
 
     def withdraw(self) -> dict[TP, list[Message]]:
         """Take back, of each partition, what lies behind the last event that an agent has begun; it counts as not fetched.

@@ -69,5 +69,5 @@ async def set_aside(code: str, message: str) -> None:
         )
     event.batch.check_alive()
     app: Any = event.app
-    letter = dead_letter(app.settings.kafka_prefix, event.message, code, message, attempts=1)
-    event.batch.put_aside(event.message, letter)
+    record = event.batch.record_of(event.message)
+    event.batch.put_aside(record, dead_letter(app.settings.kafka_prefix, record, code, message, attempts=1))

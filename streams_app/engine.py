@@ -44,7 +44,6 @@ from streams_app.errors import (
     KafkaUnreachable,
     OutputRefused,
     PartitionsLost,
-    TransactionAborted,
 )
 from streams_app.events import Event, current_event
 from streams_app.faust_adapter import Assignment, Fetched, askers_of, purge, routes_of
@@ -79,12 +78,11 @@ _LEAST_REST_S = 0.005
 _GLANCE_S = 0.01
 #: aiokafka has fetched ahead what had come by the last look. What has come since is there that soon.
 _LAST_LOOK_MS = 2
-_FINISH_S = 8.0
+_FINISH_S = 6.0
 #: No chunk is quicker.
 _CLOCK_TICK_S = 1e-6
-#: Who waits for an answer gets events of those who were asked; after so long of others, by which they may answer; and after
-#: so long, if the batch is full, the whole batch once more.
-_ANSWERS_SOON_S, _NO_ANSWER_S = 5.0, 60.0
+#: Who waits for an answer gets events of those who were asked; after so long of others, by which they may answer.
+_ANSWERS_SOON_S = 5.0
 #: Of one batch, in the log.
 _LETTERS_TOLD = 5
 
@@ -116,8 +114,9 @@ class Engine(Service):
         #: See `Batch.alone`.
         self._alone: dict[TP, int] = {}
         self._chunk_events = _FIRST_CHUNK_EVENTS
-        #: While a record is looked for that no broker takes, a batch has one chunk.
+        #: While a record is looked for that no broker takes, somewhere below these offsets, a batch has one chunk.
         self._one_chunk = False
+        self._refused_below: Mapping[TP, int] = {}
         #: What was taken back from a batch, for the next one.
         self._withheld: Fetched | None = None
         self._retry_s = _RETRY_S
@@ -161,9 +160,10 @@ class Engine(Service):
         try:
             await asyncio.wait_for(self._idle.wait(), _FINISH_S)
         except TimeoutError:
-            self.log.warning("the batch in hand did not finish in %g s; it will be processed again", _FINISH_S)
-            if self._assignment is not None:
-                self._assignment.end(lost=True)
+            self.log.warning(
+                "agents were not through with what they have in hand within %g s; it is broken off", _FINISH_S
+            )
+            await self._end_assignment()
 
     def hurry(self) -> None:
         """Do not wait for what agents have in hand any longer: it is processed again, elsewhere."""
@@ -203,9 +203,15 @@ class Engine(Service):
         if self._assignment is None:
             return
         self.log.info("generation %d is %s", self._assignment.pin.generation, "lost" if lost else "revoked")
-        self._assignment.end(lost=lost)
         if lost:
             self._kept = set()
+        await self._end_assignment(lost=lost)
+
+    async def _end_assignment(self, *, lost: bool = False) -> None:
+        """Its batch has so long to commit what is done; then it is dropped."""
+        if self._assignment is None:
+            return
+        self._assignment.end(lost=lost)
         try:
             await asyncio.wait_for(self._idle.wait(), 2 * self.app.settings.revoke_timeout_ms / 1000)
         except TimeoutError:
@@ -241,7 +247,7 @@ class Engine(Service):
         (tp, offset) = at = event.message.tp, event.message.offset
         words = f"{agent}: {type(error).__name__}: {error}"
         if not self._guarantee.redelivers and undone == [event]:
-            self._set_aside(batch, event.message, "agent_error", words, attempts=1)
+            self._set_aside(batch, batch.record_of(event.message), "agent_error", words, attempts=1)
             event.ack()
         elif not self._guarantee.redelivers:
             # Some of them may have been done. Set aside, and replayed one day, these would be done twice.
@@ -400,13 +406,15 @@ class Engine(Service):
         Nor one that a start was broken off in, which is not whole.
         """
         for table in self.app.transactional_tables():
-            table.data.partitions = {
-                tp.partition: store
-                for tp, store in self._stores.items()
-                if tp.topic == table.changelog_topic_name
-                and tp in self._whole
-                and (tp in changelogs or table.is_followed)
-            }
+            table.data.show(
+                partitions={
+                    tp.partition: store
+                    for tp, store in self._stores.items()
+                    if tp.topic == table.changelog_topic_name
+                    and tp in self._whole
+                    and (tp in changelogs or table.is_followed)
+                }
+            )
 
     async def _work(self, assignment: Assignment) -> None:
         self.is_working = True
@@ -462,16 +470,22 @@ class Engine(Service):
     def _blame(self, batch: Batch) -> None:
         """A record of this batch is one that no broker takes: find the event that sent it, by halves, and count it."""
         self._drop(batch, "output_refused")
-        records = [message for messages in batch.messages.values() for message in messages]
-        if len(records) == 1:
-            at = records[0].tp, records[0].offset
-            if self._attempts[at] >= self.app.settings.max_attempts:
-                raise ConfigurationError(f"the brokers refuse a dead letter, of {at}; they must take it")
-            # Told by the producer or the broker, of the record itself: trying again would change nothing.
-            self._attempts[at] = self.app.settings.max_attempts
-            self._last_words[at] = "the brokers refuse a record that was sent for this event"
+        records = [(message.tp, message.offset) for messages in batch.messages.values() for message in messages]
+        if len(records) == 1 or (self._one_chunk and self._chunk_events == 1):
+            # Several: what agents hold together, or ask each other. They are counted together, too.
+            self._count_refused(records)
         self._chunk_events = max(1, min(self._chunk_events, len(records)) // 2)
-        self._one_chunk = True
+        self._one_chunk, self._refused_below = True, dict(batch.consumed)
+
+    def _count_refused(self, records: list[tuple[TP, int]]) -> None:
+        most = self.app.settings.max_attempts
+        if all(self._attempts[at] >= most for at in records):
+            raise ConfigurationError(f"the brokers refuse dead letters, of {records}; they must take them")
+        for at in records:
+            self._count(at, "the brokers refuse a record that was sent for this event")
+            if len(records) == 1:
+                # Told by the producer or the broker, of the record itself: trying again would change nothing.
+                self._attempts[at] = most
 
     async def _fetch(self, assignment: Assignment, wait_ms: int, share: float = 1.0) -> Fetched | None:
         """Records, at most a ``share`` of a chunk; or None if the assignment ended first."""
@@ -553,6 +567,8 @@ class Engine(Service):
                 return
             # No more than fits into the rest of the interval, or it would be taken back.
             fetched = await self._fetch(assignment, wait_ms, min(1.0, (until_s - now_s) / max(took_s, _CLOCK_TICK_S)))
+        # The assignment ended, maybe while more was fetched for those that hold events.
+        await self._settle(batch, assignment, until_s)
 
     def _adapt_chunk(self, took_s: float, interval_s: float) -> None:
         """Slow agents get few events at a time, so that little is taken back; quick ones many."""
@@ -577,13 +593,7 @@ class Engine(Service):
 
     def _check_held(self, batch: Batch) -> None:
         """Delivery goes on while agents hold events, up to a bound: nothing of the batch commits before they are done."""
-        if not self._is_at_bound(batch):
-            return
-        if batch.asked_for_s > _NO_ANSWER_S:
-            raise TransactionAborted(
-                f"an agent has waited for an answer for {_NO_ANSWER_S:g} s, and {batch.held} events with it"
-            )
-        if not (batch.questions or batch.unbegun):
+        if self._is_at_bound(batch) and not (batch.questions or batch.unbegun):
             raise ImproperlyConfigured(
                 f"agents of {self.app.conf.id} hold {batch.held} of {len(batch.events)} events without acknowledging them; "
                 "noack() is for agents that acknowledge within so many events (STREAMS_APP_BATCH_MAX_EVENTS)"
@@ -642,23 +652,23 @@ class Engine(Service):
             if batch.is_settled:
                 return
             await asyncio.sleep(0)
-        settled = asyncio.ensure_future(batch.settled())
+        # Whether it is settled is asked of the batch each time: an agent may go on between the moment when it was and now.
         over = assignment.over.wait, self._finishing.wait
         while True:
             pause = asyncio.sleep(max(0.0, until_s - time.monotonic()))
-            await self._first_of(settled, *(wait() for wait in over), pause, keep=settled)
-            if settled.done() or self._is_over(assignment) or batch.begun:
+            await self._first_of(batch.settled(), *(wait() for wait in over), pause)
+            if batch.is_settled or self._is_over(assignment) or batch.begun:
                 break
             # The agents are busy with events of an earlier batch: taken back, these would only be delivered again.
             until_s = time.monotonic() + self.app.settings.commit_interval_ms / 1000
-        if not (settled.done() or self._gets_more(batch, assignment)):
-            self._withdraw(batch)
-            while not (settled.done() or assignment.over.is_set() or self._gets_more(batch, assignment)):
-                pause = asyncio.sleep(self.app.settings.commit_interval_ms / 1000)  # it may have changed meanwhile
-                await self._first_of(settled, batch.changed(), assignment.over.wait(), pause, keep=settled)
-            if assignment.over.is_set() and not (settled.done() or assignment.lost):
-                await asyncio.wait({settled}, timeout=self.app.settings.revoke_timeout_ms / 1000)
-        settled.cancel()
+        if batch.is_settled or self._gets_more(batch, assignment):
+            return
+        self._withdraw(batch)
+        while not (batch.is_settled or assignment.over.is_set() or self._gets_more(batch, assignment)):
+            pause = asyncio.sleep(self.app.settings.commit_interval_ms / 1000)  # it may have changed meanwhile
+            await self._first_of(batch.settled(), batch.changed(), assignment.over.wait(), pause)
+        if assignment.over.is_set() and not (batch.is_settled or assignment.lost):
+            await self._first_of(batch.settled(), asyncio.sleep(self.app.settings.revoke_timeout_ms / 1000))
 
     def _gets_more(self, batch: Batch, assignment: Assignment) -> bool:
         """Whether agents hold events, and may wait for others, which may be among those to come."""
@@ -689,11 +699,13 @@ class Engine(Service):
             self._chunk_events = max(1, min(self._chunk_events, _FIRST_CHUNK_EVENTS) // 2)
             await self._in_thread(self._guarantee.forget)
             await self._rewind()
-        elif batch.pending:
+        elif batch.pending and batch.redelivers:
             raise PartitionsLost(
                 f"{batch.pending} of {len(batch.events)} events were not done when the assignment ended"
             )
         else:
+            # At most once nobody reads them again; what is behind them was taken back, and somebody will.
+            batch.give_up()
             self._send_letters(batch)
             batch.seal()
             if any(overlay.store.expires_ms is not None for overlay in batch.overlays.values()):
@@ -739,7 +751,7 @@ class Engine(Service):
         for tp in [tp for tp, offset in self._alone.items() if offset < self._positions.get(tp, offset + 1)]:
             del self._alone[tp]
         self._retry_s = _RETRY_S
-        self._one_chunk = False
+        self._one_chunk = any(self._positions.get(tp, end) < end for tp, end in self._refused_below.items())
         self.figures.committed(batch, self._commit_took_s)
         if batch.set_aside:
             self._tell_letters(batch)
@@ -779,11 +791,11 @@ class Engine(Service):
         future = asyncio.get_running_loop().run_in_executor(self._thread, partial(function, *args))
         return await asyncio.shield(future)
 
-    async def _first_of(self, *awaitables: Any, keep: Any = None) -> None:
+    async def _first_of(self, *awaitables: Any) -> None:
         futures = [asyncio.ensure_future(each) for each in awaitables]
         try:
             await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
         finally:
             for future in futures:
-                if future is not keep and not future.done():
+                if not future.done():
                     future.cancel()

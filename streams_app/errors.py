@@ -10,6 +10,7 @@
     ├── SlotLost                stop: another live worker holds the slot              (exit code 75)
     ├── StoreFailed             stop: this machine's disk does not keep the tables; others take over  (74)
     ├── DeadBatchError          stop touching the event: its batch was dropped
+    ├── NoAnswer                ask somebody else, or let the event fail: nobody answered its question
     └── BatchError              the batch in hand did not commit:
         ├── TransactionAborted      nothing took effect: rewind, go on
         │   └── OutputRefused           because of a record that no broker takes: find its event
@@ -77,6 +78,10 @@ class NotHere(StreamsAppError):
 
 class DeadBatchError(StreamsAppError):
     """The event belongs to a batch that was dropped: it is, or will be, delivered again."""
+
+
+class NoAnswer(StreamsAppError, TimeoutError):
+    """Nobody has answered an agent's question for too long (``STREAMS_APP_ANSWER_TIMEOUT_MS``); its event is not done."""
 
 
 class BatchError(StreamsAppError):

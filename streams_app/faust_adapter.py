@@ -895,7 +895,8 @@ class Agent(FaustAgent):
     async def ask_nowait(self, *args: Any, headers: Any = None, **kwargs: Any) -> Any:
         """As Faust's; the question says by which event it was asked."""
         event = in_hand.get()
-        if event is not None and event.batch is not None:
+        # Who asks and goes on without the answer is done without it.
+        if event is not None and event.batch is not None and event.holds:
             message = event.message
             askers = [*askers_of(event), (event.app.conf.id, message.tp, message.offset)][-_MOST_ASKERS:]
             lines = "\n".join(f"{app_id} {tp.topic} {tp.partition} {offset}" for app_id, tp, offset in askers)
@@ -925,7 +926,8 @@ class Agent(FaustAgent):
         answers = self._get_strtopic(kwargs.get("reply_to") or self.app.conf.reply_to)
         prefix = cast("App", self.app).settings.kafka_prefix
         topics = {*getattr(self.channel, "topics", ()), prefix + answers}
-        return await event.batch.answered(event, topics, partial(ask, *args, **kwargs))
+        timeout_s = cast("App", self.app).settings.answer_timeout_ms / 1000
+        return await event.batch.answered(event, topics, partial(ask, *args, **kwargs), timeout_s)
 
     async def slurp(self, stream: Any, results: AsyncIterator[Any]) -> None:
         """Answer with what an actor over ``stream`` yields, and give it to the sinks."""

@@ -265,7 +265,7 @@ class Replicas:
         for table in self._app.transactional_tables():
             if table.is_followed:
                 topic = table.changelog_topic_name
-                table.data.copies = {tp[1]: self._stores[tp] for tp in sorted(self._current) if tp[0] == topic}
+                table.data.show(copies={tp[1]: self._stores[tp] for tp in sorted(self._current) if tp[0] == topic})
 
     def _are_current(self, topics: Collection[str]) -> bool:
         """Whether all copies of the changelogs are; asked from outside of the thread."""

@@ -56,6 +56,8 @@ class Settings:
     at_least_once_fenced: bool = True
     #: Deliveries of one event before the one that raised is set aside.
     max_attempts: int = 3
+    #: Of a question that an agent asks another one with an event in hand: nothing of the batch commits before it is answered.
+    answer_timeout_ms: int = 60_000
     #: Below the broker's transaction time-out, so that we give up before it does.
     transaction_timeout_ms: int = 10_000
     #: That long nobody works on a killed worker's partitions (Faust's default of 60 s is a minute of silence).
@@ -112,6 +114,7 @@ class Settings:
             ),
             at_least_once_fenced=_switch(env, "STREAMS_APP_AT_LEAST_ONCE_FENCED", defaults.at_least_once_fenced),
             max_attempts=number("STREAMS_APP_MAX_ATTEMPTS", defaults.max_attempts),
+            answer_timeout_ms=number("STREAMS_APP_ANSWER_TIMEOUT_MS", defaults.answer_timeout_ms),
             transaction_timeout_ms=number("STREAMS_APP_TRANSACTION_TIMEOUT_MS", defaults.transaction_timeout_ms),
             session_timeout_ms=number("STREAMS_APP_SESSION_TIMEOUT_MS", defaults.session_timeout_ms),
             revoke_timeout_ms=number("STREAMS_APP_REVOKE_TIMEOUT_MS", defaults.revoke_timeout_ms),

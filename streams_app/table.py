@@ -6,9 +6,10 @@ outside (a web view, a timer) only committed values are seen, and nothing can be
 
 from __future__ import annotations
 
-from collections.abc import Iterator, KeysView, ValuesView
+from collections.abc import Iterator, KeysView, Mapping, ValuesView
 from copy import copy
 from functools import partial
+from threading import Lock
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, cast
 
 import faust
@@ -34,6 +35,9 @@ _MISSING = object()
 
 class TableData:
     """A table's data: the stores of the partitions that this worker holds, seen through the batch in hand."""
+
+    #: The engine's thread hides what the loop and the replicas' thread show.
+    _showing: ClassVar[Lock] = Lock()
 
     def __init__(self, table: Table) -> None:
         #: Partition to store; the engine opens and closes them.
@@ -171,10 +175,17 @@ class TableData:
                 return stored
         return None
 
+    def show(self, *, partitions: dict[int, Store] | None = None, copies: dict[int, Store] | None = None) -> None:
+        """Show these stores. Any thread may call it, and `hide`: mappings are replaced, not changed."""
+        with self._showing:
+            self.partitions = self.partitions if partitions is None else partitions
+            self.copies = self.copies if copies is None else copies
+
     def hide(self, partition: int) -> None:
-        """Show no store of ``partition`` any more. Any thread may call it: mappings are replaced, not changed."""
-        self.partitions = {at: store for at, store in self.partitions.items() if at != partition}
-        self.copies = {at: store for at, store in self.copies.items() if at != partition}
+        """Show no store of ``partition`` any more."""
+        with self._showing:
+            self.partitions = {at: store for at, store in self.partitions.items() if at != partition}
+            self.copies = {at: store for at, store in self.copies.items() if at != partition}
 
     def _stores(self, but: Store | None = None) -> list[Store]:
         """Those that are here, each once."""
@@ -186,25 +197,33 @@ class TableData:
             yield from self._scan_committed()
             return
         try:
+            copies = self.copies
             yield from overlay.items()
             if self._is_everywhere:
-                self._check_all_here()
-                yield from self._scan_committed(overlay.store)
+                self._check_all_here(copies)
+                for store in self._stores(overlay.store):
+                    yield from store.items()
+                    self._check_all_here(copies)
         except (StoreCorrupted, StoreFailed) as error:
             raise _hopeless(error) from error
 
     def _elsewhere(self, key: bytes, but: Store) -> bytes | None:
-        self._check_all_here()
-        return self._committed(key, but)
+        copies = self.copies
+        stored = self._committed(key, but)
+        self._check_all_here(copies)
+        return stored
 
-    def _check_all_here(self) -> None:
-        """Of a table that is everywhere: a copy that is made anew has keys that would be missed, with their defaults."""
+    def _check_all_here(self, copies: Mapping[int, Store]) -> None:
+        """Of a table that is everywhere: a copy that is made anew has keys that would be missed, with their defaults.
+
+        Asked behind each read, as a copy is hidden before it is wiped: then ``copies``, as they were before it, are others.
+        """
         count = cast("App", self._app).replicas.partition_counts.get(self._changelog, 0)
-        if len(self.copies.keys() | self.partitions.keys()) < count:
+        if self.copies is not copies or len(copies.keys() | self.partitions.keys()) < count:
             raise _hopeless(TransactionAborted(f"a copy of {self._table} is being made anew"))
 
-    def _scan_committed(self, but: Store | None = None) -> Iterator[tuple[bytes, bytes]]:
-        for store in self._stores(but):
+    def _scan_committed(self) -> Iterator[tuple[bytes, bytes]]:
+        for store in self._stores():
             yield from store.items()
 
     def _new_overlay(self, tp: TP, below: Overlay | None) -> Overlay:

@@ -95,6 +95,21 @@ def test_a_clean_stop_loses_nothing(balances: Rig) -> None:
     assert balances.check_at_most_once() == (0, 0)
 
 
+def test_a_stop_that_does_not_wait_for_an_agent_loses_what_that_has_in_hand_alone(balances: Rig) -> None:
+    """What lies behind was claimed with it, and nobody has begun with it."""
+    first = balances.worker("first", SLEEP_S="600").wait_started()
+    balances.send(BATCH_EVENTS, keys=1, orders={3: "sleep"})
+    wait_until(lambda: first.says("3 sleeps"), "an agent is amid a batch")
+    first.signal(signal.SIGTERM)
+    assert first.wait() == 0
+    assert first.says("at most 1 events were given up")
+    balances.worker("second", SLEEP_S="0")
+    balances.wait_consumed()
+    balances.stop()
+    lost, reported = balances.check_at_most_once()
+    assert (lost, reported) == (0, 1), "its output had left; nobody but itself knows"
+
+
 def test_a_rebalance_loses_nothing(balances: Rig) -> None:
     """Partitions are given back with what was not begun."""
     balances.worker("first", SLEEP_S="0.2").wait_started()

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streams_app.batch import Batch
-from streams_app.errors import DeadBatchError
+from streams_app.errors import DeadBatchError, NoAnswer
 from streams_app.events import Event
 from streams_app.faust_adapter import Fetched
 from streams_app.session import Output, Pin
@@ -127,6 +127,23 @@ async def test_who_waits_for_an_answer_hears_that_the_batch_was_dropped() -> Non
     with pytest.raises(DeadBatchError, match="delivered again"):
         await asyncio.wait_for(asks, 10)
     assert answer.cancelled()
+
+
+async def test_who_gets_no_answer_is_told_so() -> None:
+    """It would wait for ever, and its whole batch with it, where who was asked is elsewhere and sets the question aside."""
+    batch = filled({TP("in", 0): 2}, 1, set())
+    event, other = batch.events
+    with pytest.raises(NoAnswer, match=r"nobody answered by asked for 0\.01 s"):
+        await batch.answered(event, {"asked"}, partial(asyncio.sleep, 60), 0.01)
+    assert (batch.held, batch.questions) == (0, {})
+    asked_in_time = asyncio.ensure_future(asyncio.sleep(0))
+
+    async def refuses() -> None:
+        await asked_in_time
+        raise TimeoutError("its own")
+
+    with pytest.raises(TimeoutError, match="its own"):
+        await batch.answered(other, {"asked"}, refuses, 60)
 
 
 async def test_who_waits_for_an_answer_and_is_cancelled_is_cancelled() -> None:

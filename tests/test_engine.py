@@ -16,8 +16,9 @@ from faust.exceptions import ImproperlyConfigured
 from faust.types import TP, Message
 
 from streams_app.batch import Batch
+from streams_app.channels import Channel
 from streams_app.engine import Engine
-from streams_app.errors import DeadBatchError, KafkaUnreachable, TransactionAborted
+from streams_app.errors import ConfigurationError, DeadBatchError, KafkaUnreachable
 from streams_app.events import Event, in_hand
 from streams_app.faust_adapter import Assignment, Fetched, askers_of
 from streams_app.figures import Figures
@@ -150,7 +151,7 @@ async def test_who_holds_more_events_than_fit_into_a_batch_is_told() -> None:
 
 
 async def test_a_question_that_nobody_answers_does_not_grow_its_batch_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Soon its answer comes by the topics of those asked, later by any; a full batch is given up, and done again."""
+    """Soon its answer comes by the topics of those asked, later by any; until the batch is full."""
     engine = Flooded()
     engine.app.settings = Settings(batch_max_events=5)
     batch, _ = engine.deliver(4)
@@ -165,10 +166,103 @@ async def test_a_question_that_nobody_answers_does_not_grow_its_batch_for_ever(m
     batch.add(batch.events[:1])
     assert engine._waited_for(batch) == [ASKED]
     engine._check_held(batch)
-    now_s += 60
-    with pytest.raises(TransactionAborted, match="waited for an answer"):
-        engine._check_held(batch)
     asks.cancel()
+
+
+async def test_who_goes_on_in_the_moment_when_all_was_settled_is_waited_for() -> None:
+    """Its answer was the last that its batch waited for. Taken for the end, the batch would be dropped, after 8 s."""
+    engine = Flooded()
+    batch, _ = engine.deliver(2)
+    asker, answer = batch.events
+    asker.taken = answer.taken = True
+    answers = asyncio.get_running_loop().create_future()
+
+    async def asks() -> None:
+        await batch.answered(asker, {"asked"}, lambda: answers)
+        await asyncio.sleep(0.02)
+        asker.ack()
+
+    async def replies() -> None:
+        await asyncio.sleep(0.005)  # longer than the engine looks by itself
+        answers.set_result(1)
+        answer.ack()
+
+    agents = [asyncio.ensure_future(asks()), asyncio.ensure_future(replies())]
+    await asyncio.sleep(0)
+    await engine._settle(batch, Assignment(PIN, frozenset({INPUT})), time.monotonic() + 1)
+    assert (batch.pending, batch.held) == (0, 0)
+    await asyncio.gather(*agents)
+
+
+async def test_at_most_once_what_lies_behind_a_slow_agent_is_given_back() -> None:
+    """A rebalance, or a stop, that does not wait for it: what no agent has begun was claimed, and would be lost with it."""
+    engine = Bare()
+    engine._guarantee.redelivers = False
+    engine.app.settings = Settings(commit_interval_ms=5, revoke_timeout_ms=5)
+    assignment = Assignment(PIN, frozenset({INPUT}))
+    batch, _ = engine.deliver(5)
+    batch.redelivers = False
+    done, slow = batch.events[:2]
+    done.taken = slow.taken = True
+    done.ack()
+    asks = asyncio.ensure_future(batch.answered(slow, {"asked"}, partial(asyncio.sleep, 60)))
+    await asyncio.sleep(0)
+    committed: list[Batch] = []
+    engine._pipeline = Pipeline(cast(Any, None))
+    engine._pipeline.commit = committed.append  # type: ignore[method-assign]
+    engine._guarantee.pipelined, engine._one_chunk = True, False
+    assignment.end(lost=False)
+    await engine._settle(batch, assignment, time.monotonic())
+    await engine._finish(batch, assignment)
+    assert (committed, batch.given_up, batch.consumed) == ([batch], 1, {INPUT: 2})
+    with pytest.raises(DeadBatchError):
+        await asyncio.wait_for(asks, 10)
+
+
+async def test_what_an_agent_sets_aside_is_the_record_that_came() -> None:
+    """By way of a channel in memory it has another value, which nobody could send back; a struct has no bytes at all."""
+    engine = Bare()
+    engine._guarantee.redelivers = False
+    batch, _ = engine.deliver(1)
+    batch.redelivers = False
+    [cause] = batch.events
+    in_hand.set(cause)
+    event = Channel._event_of(cast(Any, SimpleNamespace(app=None)), {"made": "of it"})
+    cause.ack()
+    in_hand.set(event)
+    engine.on_agent_error("agent", ValueError("no"))
+    in_hand.set(None)
+    [letter] = batch.set_aside.values()
+    assert (letter.key, letter.value, batch.pending) == (b"k", b"v", 0)
+
+
+def test_a_refused_record_is_found_among_events_that_go_together() -> None:
+    """An agent that asks has question and answer in its batch, one that acknowledges by itself what it holds."""
+    engine = Flooded()
+    engine._one_chunk, engine._chunk_events = True, 1
+    most = engine.app.settings.max_attempts
+    for _ in range(most):
+        batch, _ = engine.deliver(3)
+        engine._blame(batch)
+    assert engine._attempts == {(INPUT, offset): most for offset in range(3)}
+    batch, _ = engine.deliver(3)
+    with pytest.raises(ConfigurationError, match="refuse dead letters"):
+        engine._blame(batch)
+
+
+def test_a_refused_record_is_looked_for_until_it_is_found() -> None:
+    """Each half that commits would end the search, and the next batch begin with thousands."""
+    engine = Flooded()
+    engine._chunk_events, engine._retry_s = 64, 0.1
+    engine._alone = {}
+    batch, _ = engine.deliver(64)
+    engine._blame(batch)
+    assert (engine._one_chunk, engine._chunk_events) == (True, 32)
+    for committed, looks in ((32, True), (64, False)):
+        done = Batch(PIN)
+        done.consumed[INPUT] = committed
+        engine._committed(done)
+        assert engine._one_chunk == looks
 
 
 async def test_trouble_that_looks_like_a_cancellation_does_not_end_the_engine() -> None:

@@ -70,6 +70,22 @@ def test_an_event_whose_question_cannot_be_answered_is_set_aside(kafka_url: str,
         asking.stop()
 
 
+@pytest.mark.parametrize("guarantee", ["at_least_once", "at_most_once"])
+def test_an_event_whose_question_nobody_answers_is_set_aside(kafka_url: str, tmp_path: Path, guarantee: str) -> None:
+    """Its agent would wait for ever, and all partitions of its worker with it."""
+    with rig(kafka_url, tmp_path, GUARANTEE=guarantee, UNANSWERED="7", STREAMS_APP_ANSWER_TIMEOUT_MS="1500") as asking:
+        asking.app = "tests.apps.asking"
+        asking.create_topics("amounts")
+        asking.worker().wait_started()
+        asking.send(30)
+        asking.wait_consumed()
+        letters = [dict(letter.headers()) for letter in asking.read("dead-letters")]
+        told = {(letter["dlq.topic"].decode().removeprefix(asking.prefix), letter["dlq.error"]) for letter in letters}
+        assert told == {("amounts", b"no_amount"), ("entries", b"agent_error")}
+        assert {json.loads(message.value())["id"] for message in asking.read("balances")} == set(range(30)) - {7}
+        asking.stop()
+
+
 async def test_a_join_of_more_than_a_thousand_is_answered() -> None:
     """Faust's has room for so many answers; one more, and it ends the worker."""
     consumer = ReplyConsumer(an_app())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 from faust.exceptions import ImproperlyConfigured
@@ -265,6 +266,34 @@ def test_a_global_table_with_a_hole_is_not_read_by_agents(hand: Hand, tmp_path: 
     assert isinstance(hand.batch.trouble, TransactionAborted), "the fault of no event"
     hand.drop()
     assert table.get("USD") is None, "a page may ask"
+    own.close()
+    other.close()
+
+
+def test_a_copy_that_goes_while_it_is_read_is_told(hand: Hand, tmp_path: Path) -> None:
+    """Looked for before the read, it was there; the read finds a wiped store, and no error."""
+    table = hand.app.GlobalTable("rates", key_type=str, value_type=int, default=int)
+    own, other = Store(tmp_path / "own", topic_id="topic"), Store(tmp_path / "other", topic_id="topic")
+    other.publish({b"USD": b"2"}, [], 1)
+    hand.app.replicas.partition_counts = {table.changelog_topic_name: 2}
+
+    class Going:
+        """It is hidden, made anew, and shown again while it is read."""
+
+        def get(self, key: bytes) -> None:
+            hide(hand.app, (table.changelog_topic_name, 1))
+            table.data.show(copies={1: other})
+
+        def items(self) -> Iterator[tuple[bytes, bytes]]:
+            self.get(b"")
+            yield from ()
+
+    for read in (lambda: table["USD"], lambda: list(table)):
+        table.data.show(partitions={0: own}, copies={1: cast(Any, Going())})
+        hand.take()
+        with pytest.raises(DeadBatchError, match="made anew"):
+            read()
+        hand.drop()
     own.close()
     other.close()
 

@@ -3,6 +3,7 @@
 import os
 
 from streams_app.application import App
+from streams_app.dead_letters import set_aside
 from tests.apps.balances import Balance, Entry
 
 guarantee = os.environ.get("GUARANTEE", "at_least_once")
@@ -24,6 +25,9 @@ async def tell(stream):
     async for entry in stream:
         if str(entry.id) == os.environ.get("POISON"):
             raise ValueError("no amount")
+        if str(entry.id) == os.environ.get("UNANSWERED"):
+            await set_aside("no_amount", "this one has no amount")
+            continue
         yield entry.amount
 
 
