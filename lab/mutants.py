@@ -887,7 +887,7 @@ MUTANTS = (
         "streams_app/store.py",
         "            with self._disk():\n                self._db.write(batch)\n",
         "            with contextlib.suppress(Exception):\n                self._db.write(batch)\n",
-        lab=UnderFaults("disk full"),
+        lab=UnderFaults("disk full,terminate,kill", seconds=60, rate=2.0),
     ),
     Mutant(
         "goes on where it was itself, not where its group is",
