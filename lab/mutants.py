@@ -512,8 +512,9 @@ MUTANTS = (
         "streams_app/commit.py",
         '    step("3 end")\n    session.end()\n    step("4 publish")\n    publish(stale, written)\n',
         '    publish(stale, written)\n    step("3 end")\n    session.end()\n    step("4 publish")\n',
+        test="test_exactly_once.py::test_a_transaction_that_the_broker_timed_out_is_done_again",
         simulated=Simulated("exactly_once"),
-        lab=UnderFaults("wire cut,wire half-open,zombie", seconds=60),
+        lab=UnderFaults("transaction timed out", seconds=60),
     ),
     Mutant(
         "fences no dead owner",

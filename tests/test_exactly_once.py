@@ -116,10 +116,11 @@ def test_a_zombie_that_froze_while_its_partitions_were_revoked_changes_nothing(b
     balances.check()
 
 
-def test_a_transaction_that_the_broker_timed_out_is_done_again(balances: Rig) -> None:
+@pytest.mark.parametrize("step", ["2 offsets", "3 end"])
+def test_a_transaction_that_the_broker_timed_out_is_done_again(balances: Rig, step: str) -> None:
     """The worker is still a member, but its producer is fenced: it has to go on with a new one, not to stop."""
     balances.settings |= {"STREAMS_APP_TRANSACTION_TIMEOUT_MS": "1000", "STREAMS_APP_SESSION_TIMEOUT_MS": "45000"}
-    worker = balances.worker(STREAMS_APP_FAULT="stop 2 offsets@3").wait_started()
+    worker = balances.worker(STREAMS_APP_FAULT=f"stop {step}@3").wait_started()
     balances.send(300, rate=300)
     wait_until(lambda: worker.frozen, "the worker froze")
     # The broker looks for transactions past their time every 10 s: the open one ends as aborted.
