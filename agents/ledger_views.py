@@ -43,7 +43,8 @@ class TransfersView(View):
         transfer = transfer_of(await json_body(request), *request.headers.getall("Idempotency-Key", ()))
         try:
             sent = await transfers.send(key=transfer.debit_account.encode(), value=transfer)
-            await asyncio.wait_for(sent, _KAFKA_TIMEOUT_S)
+            # Who stops waiting takes nothing back: it is on its way.
+            await asyncio.wait_for(asyncio.shield(sent), _KAFKA_TIMEOUT_S)
         except (TimeoutError, KafkaException, BufferError) as error:
             raise Problem(
                 HTTPStatus.SERVICE_UNAVAILABLE,

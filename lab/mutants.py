@@ -920,7 +920,7 @@ MUTANTS = (
         "streams_app/store.py",
         "            with self._disk():\n                self._db.write(batch)\n",
         "            with contextlib.suppress(Exception):\n                self._db.write(batch)\n",
-        lab=UnderFaults("disk full,terminate,kill", seconds=60, rate=2.0),
+        test="test_disk.py::test_a_full_disk_ends_the_worker_with_a_sentence_and_no_event_is_blamed",
     ),
     Mutant(
         "goes on where it was itself, not where its group is",

@@ -723,15 +723,20 @@ class Producer(faust.transport.base.Producer):
         *,
         transactional_id: str | None = None,
     ) -> Awaitable[Any]:
-        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Any] = loop.create_future()
 
-        def on_delivery(error: Any, message: Any) -> None:
+        def tell(error: Any, partition: int, offset: int) -> None:
             if future.done():
                 return
             if error is not None:
                 future.set_exception(KafkaException(error))
                 return
-            future.set_result(record_metadata(topic, message.partition(), message.offset(), timestamp))
+            future.set_result(record_metadata(topic, partition, offset, timestamp))
+
+        def on_delivery(error: Any, message: Any) -> None:
+            with suppress(RuntimeError):  # the loop is closed: nobody waits
+                loop.call_soon_threadsafe(tell, error, message.partition(), message.offset())
 
         record = partial(
             ConfluentProducer.produce,
@@ -744,6 +749,9 @@ class Producer(faust.transport.base.Producer):
             headers=list(headers.items()) if isinstance(headers, dict) else headers,
         )
         self._produce(record)
+        if self.should_stop:
+            # Nobody polls any more: this is a web request in hand, while the worker ends.
+            self.add_future(self.flush())
         return future
 
     def _produce(self, record: Callable[[ConfluentProducer], None]) -> None:

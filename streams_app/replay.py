@@ -93,8 +93,9 @@ class Transactions:
         self._void: set[tuple[Place, int]] = set()
         #: Why records were refused, as the delivery reports say.
         self._reasons: list[str] = []
-        config = {**letters.address.librdkafka(), "log_level": 0, "on_delivery": self._on_delivery}
-        self._session = Session(config, transactional_id, timeout_s=_TRANSACTION_TIMEOUT_S, new_producer=new_producer)
+        self._new_producer = new_producer
+        config = {**letters.address.librdkafka(), "log_level": 0}
+        self._session = Session(config, transactional_id, timeout_s=_TRANSACTION_TIMEOUT_S, new_producer=self._producer)
 
     def open(self, *, again: bool = False) -> None:
         """Connect, and end other replays; with ``again`` what they noted does not count.
@@ -187,9 +188,15 @@ class Transactions:
         if attempt == _ATTEMPTS:
             raise error
 
-    def _on_delivery(self, error: KafkaError | None, _message: Message) -> None:
-        if error is not None and error.code() not in _NOT_ABOUT_THE_RECORD:
-            self._reasons.append(error.str())
+    def _producer(self, config: dict[str, Any]) -> Any:
+        """A producer that notes why records were refused; what an earlier one still tells is of its own transactions."""
+        self._reasons = reasons = []
+
+        def on_delivery(error: KafkaError | None, _message: Message) -> None:
+            if error is not None and error.code() not in _NOT_ABOUT_THE_RECORD:
+                reasons.append(error.str())
+
+        return self._new_producer({**config, "on_delivery": on_delivery})
 
 
 class Unfenced:

@@ -40,7 +40,7 @@ class View(NamedTuple):
 
     name: str
     width: int = 1280
-    height: int = 900
+    height: int = 980
     dark: bool = False
     phone: bool = False
     #: Where the picture begins.

@@ -440,6 +440,36 @@ async def test_a_fatal_error_costs_the_producer_not_what_is_sent(monkeypatch: py
             await asyncio.sleep(0)
 
 
+async def test_what_is_sent_while_the_worker_ends_is_heard_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A web request in hand: nobody polls any more, so it would wait for an answer until it is broken off."""
+
+    class Fake:
+        """It tells what became of a record when it is flushed, in the flush's thread."""
+
+        def __init__(self, _config: dict[str, Any]) -> None:
+            self.told: list[Any] = []
+
+        def produce(self, *, on_delivery: Any, **_record: object) -> None:
+            self.told.append(on_delivery)
+
+        def poll(self, _timeout_s: float) -> None:
+            """Nothing came."""
+
+        def flush(self, _timeout_s: float) -> None:
+            for each in self.told:
+                each(None, SimpleNamespace(partition=lambda: 1, offset=lambda: 7))
+
+        def __len__(self) -> int:
+            return 0
+
+    monkeypatch.setattr("streams_app.faust_adapter.ConfluentProducer", Fake)
+    producer = Ours("ends", settings=Settings.from_env({}), autodiscover=False).producer
+    producer._stopped.set()
+    sent = await producer.send("t", b"k", b"v", None, None, None)
+    told = await asyncio.wait_for(sent, 10)
+    assert (told.partition, told.offset) == (1, 7)
+
+
 async def test_the_end_of_a_rebalance_is_one_more_look_at_the_topics(monkeypatch: pytest.MonkeyPatch) -> None:
     """At those that came up meanwhile, which Faust's conductor has forgotten."""
     app, looks = Ours("looks", settings=Settings.from_env({}), autodiscover=False), []

@@ -126,9 +126,15 @@ class TestTheWholeDemo:
 
     def test_an_interrupted_demo_ends_everything_that_it_started(self, tmp_path: Path) -> None:
         """Else Ctrl-C leaves workers and a Kafka running that nobody knows of."""
-        with subprocess.Popen(
-            demo_command("--json"), cwd=ROOT, env=demo_env(tmp_path), stderr=subprocess.PIPE, text=True
-        ) as demo:
+        # Tests that a shell has put into the background ignore it, and so would what they start.
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            demo = subprocess.Popen(
+                demo_command("--json"), cwd=ROOT, env=demo_env(tmp_path), stderr=subprocess.PIPE, text=True
+            )
+        finally:
+            signal.signal(signal.SIGINT, before)
+        with demo:
             assert demo.stderr is not None
             for line in demo.stderr:
                 if "starting workers" in line:

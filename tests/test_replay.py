@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,9 +15,10 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 from confluent_kafka.admin import AdminClient
 
 from streams_app.errors import ConfigurationError, TransactionAborted
+from streams_app.kafka import KafkaAddress
 from streams_app.letters import Choice, Place
 from streams_app.partitioning import partition_of
-from streams_app.replay import REPLAYED, Replay
+from streams_app.replay import REPLAYED, Replay, Transactions
 from streams_app.session import Output
 from tests.letters_world import EVERYTHING, NOW_MS, PARTITIONS, ROOT, Came, World
 from tests.rig import wait_until
@@ -209,6 +211,21 @@ class Unsure(Producer):
 
 class UnsureAborted(Unsure):
     takes_effect = False
+
+
+def test_what_an_earlier_producer_tells_is_not_about_this_transaction() -> None:
+    """Its reports may come late: letters that no broker has refused would be told as refused, and stay where they are."""
+    made: list[Any] = []
+    address = KafkaAddress.parse("kafka://127.0.0.1:1")
+    read: Any = SimpleNamespace(address=address, notes=None)
+    sender = Transactions(read, "id", new_producer=made.append)  # type: ignore[arg-type]
+    for _ in range(2):
+        sender._producer({})
+    refused = KafkaError(KafkaError.MSG_SIZE_TOO_LARGE)
+    made[0]["on_delivery"](refused, None)
+    assert sender._reasons == []
+    made[1]["on_delivery"](refused, None)
+    assert len(sender._reasons) == 1
 
 
 class TestOnce:
