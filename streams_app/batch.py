@@ -215,6 +215,7 @@ class Batch:
                 return await answer
         except TimeoutError as error:
             if deadline.expired():
+                self.check_alive()
                 raise NoAnswer(f"nobody answered by {', '.join(sorted(topics))} for {timeout_s:g} s") from error
             raise
         except asyncio.CancelledError:
@@ -270,6 +271,7 @@ class Batch:
         """Nobody waits any longer for what agents have in hand: it counts as lost, and nothing more of it takes effect."""
         for event in self.events:
             if not event.acked:
+                event.withdrawn = not event.taken  # an agent that lags would begin with it in the next batch
                 self.fail(event)
         for answer in self.questions:
             answer.cancel()

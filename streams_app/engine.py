@@ -475,7 +475,9 @@ class Engine(Service):
             # Several: what agents hold together, or ask each other. They are counted together, too.
             self._count_refused(records)
         self._chunk_events = max(1, min(self._chunk_events, len(records)) // 2)
-        self._one_chunk, self._refused_below = True, dict(batch.consumed)
+        # Up to the last record itself: behind markers that follow it, the position may not come for long.
+        ends = {tp: messages[-1].offset + 1 for tp, messages in batch.messages.items() if messages}
+        self._one_chunk, self._refused_below = True, ends
 
     def _count_refused(self, records: list[tuple[TP, int]]) -> None:
         most = self.app.settings.max_attempts
@@ -704,8 +706,10 @@ class Engine(Service):
                 f"{batch.pending} of {len(batch.events)} events were not done when the assignment ended"
             )
         else:
-            # At most once nobody reads them again; what is behind them was taken back, and somebody will.
-            batch.give_up()
+            if batch.pending:
+                # At most once nobody reads them again; what is behind them was taken back, and somebody will.
+                batch.give_up()
+                purge(self.app)
             self._send_letters(batch)
             batch.seal()
             if any(overlay.store.expires_ms is not None for overlay in batch.overlays.values()):

@@ -84,6 +84,8 @@ class Replicas:
         self._opened_s = 0.0
         self._reopened_every_s = _REOPENED_EVERY_S
         self._retry_at_s = 0.0
+        #: When they were read last.
+        self._read_s = 0.0
         self._paused, self._turning, self._closed = True, False, False
         #: Records applied, for whoever waits for progress.
         self.records = 0
@@ -186,11 +188,13 @@ class Replicas:
                 self._reader = self._opened()
             if self._reader is not None:
                 self._look(self._reader)
+                self._read_s = time.monotonic()
         except (KafkaException, KafkaUnreachable, StoreCorrupted, StoreFailed, _WentBack) as error:
             log.warning("%s: replicas begin anew in %g s, after: %s", self._app.conf.id, _RETRY_S, error)
             self._end_reader()
-            if not isinstance(error, (KafkaException, KafkaUnreachable)):
-                self._followed = None  # it is about a copy
+            unreachable = isinstance(error, (KafkaException, KafkaUnreachable))
+            if not unreachable or time.monotonic() - self._read_s > _NO_PROGRESS_S:
+                self._followed = None  # it is about a copy, or copies have stood still for too long
             self._retry_at_s = time.monotonic() + _RETRY_S
             return True
         return self._followed is None or bool(self._followed)

@@ -205,6 +205,10 @@ async def test_at_most_once_what_lies_behind_a_slow_agent_is_given_back() -> Non
     done, slow = batch.events[:2]
     done.taken = slow.taken = True
     done.ack()
+    # Another agent of the same topic lags.
+    lags = Event(cast(Any, None), None, None, [], slow.message, batch)
+    batch.add([lags])
+    engine.queue.append(lags)
     asks = asyncio.ensure_future(batch.answered(slow, {"asked"}, partial(asyncio.sleep, 60)))
     await asyncio.sleep(0)
     committed: list[Batch] = []
@@ -214,7 +218,8 @@ async def test_at_most_once_what_lies_behind_a_slow_agent_is_given_back() -> Non
     assignment.end(lost=False)
     await engine._settle(batch, assignment, time.monotonic())
     await engine._finish(batch, assignment)
-    assert (committed, batch.given_up, batch.consumed) == ([batch], 1, {INPUT: 2})
+    assert (committed, batch.given_up, batch.consumed) == ([batch], 2, {INPUT: 2})
+    assert lags not in engine.queue, "it would be begun with in the next batch"
     with pytest.raises(DeadBatchError):
         await asyncio.wait_for(asks, 10)
 
@@ -258,6 +263,9 @@ def test_a_refused_record_is_looked_for_until_it_is_found() -> None:
     batch, _ = engine.deliver(64)
     engine._blame(batch)
     assert (engine._one_chunk, engine._chunk_events) == (True, 32)
+    batch, _ = engine.deliver(64)
+    batch.consumed[INPUT] = 66  # behind the markers of transactions
+    engine._blame(batch)
     for committed, looks in ((32, True), (64, False)):
         done = Batch(PIN)
         done.consumed[INPUT] = committed
