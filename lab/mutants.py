@@ -405,6 +405,14 @@ MUTANTS = (
         test="test_overlaps.py::test_an_agent_that_writes_a_table_of_another_guarantee_is_refused",
     ),
     Mutant(
+        "breaks off at once when it is asked to end",
+        "",
+        "streams_app/engine.py",
+        "        self._finishing.set()\n        try:\n",
+        "        self._finishing.set()\n        self.hurry()\n        try:\n",
+        test="test_stopping.py::test_a_clean_stop_under_full_load_loses_and_repeats_nothing",
+    ),
+    Mutant(
         "shows a store while it is wiped",
         "",
         "streams_app/start.py",

@@ -112,9 +112,10 @@ def test_a_stop_that_does_not_wait_for_an_agent_loses_what_that_has_in_hand_alon
 
 def test_a_rebalance_loses_nothing(balances: Rig) -> None:
     """Partitions are given back with what was not begun."""
-    balances.worker("first", SLEEP_S="0.2").wait_started()
-    balances.send(200, orders=dict.fromkeys(range(0, 200, 10), "sleep"))
-    second = balances.worker("second", SLEEP_S="0.2").wait_started()
+    # A batch takes longer than it may when its partitions are revoked.
+    balances.worker("first", SLEEP_S="0.5").wait_started()
+    balances.send(120, orders=dict.fromkeys(range(0, 120, 4), "sleep"))
+    second = balances.worker("second", SLEEP_S="0.5").wait_started()
     balances.send(200, rate=400)
     second.signal(signal.SIGTERM)
     assert second.wait() == 0
