@@ -413,6 +413,14 @@ MUTANTS = (
         test="test_stopping.py::test_a_clean_stop_under_full_load_loses_and_repeats_nothing",
     ),
     Mutant(
+        "ends with the first trouble with the brokers",
+        "",
+        "streams_app/engine.py",
+        "            except (BatchError, KafkaUnreachable, KafkaException, AioKafkaError) as error:\n",
+        "            except ZeroDivisionError as error:\n",
+        test="test_broker_restart.py::test_a_broker_that_is_killed_and_started_again_ends_no_worker",
+    ),
+    Mutant(
         "shows a store while it is wiped",
         "",
         "streams_app/start.py",
@@ -944,6 +952,7 @@ MUTANTS = (
         "streams_app/guarantees.py",
         "        lost = len(self._outbox.flush()) + batch.given_up\n",
         "        self._outbox.flush()\n        lost = batch.given_up\n",
+        test="test_outbox.py::test_at_most_once_what_is_not_acknowledged_is_given_up_and_told",
         lab=UnderFaults("broker", brokers=3),
     ),
 )

@@ -90,7 +90,7 @@ PROMISES = {
     "test_a_rebalance_loses_nothing": "takes nothing back from a batch",
     "test_poison_is_set_aside_and_harms_no_neighbour": "counts an event as done whose agent raised",
     "test_a_clean_stop_under_full_load_loses_and_repeats_nothing": "breaks off at once when it is asked to end",
-    "test_a_broker_that_is_killed_and_started_again_ends_no_worker": "goes on with the producer after an error",
+    "test_a_broker_that_is_killed_and_started_again_ends_no_worker": "ends with the first trouble with the brokers",
     "test_a_topic_read_under_two_guarantees_is_refused": "lets two guarantees read one topic",
     "test_an_agent_that_writes_a_table_of_another_guarantee_is_refused": "lets agents write tables of another guarantee",
 }

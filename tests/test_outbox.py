@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import pytest
 from confluent_kafka import KafkaError, Producer
+from faust.types import TP
 
 from streams_app.errors import OutputRefused, TransactionAborted
+from streams_app.guarantees import AtMostOnce
 from streams_app.outbox import Outbox
-from streams_app.session import Output
+from streams_app.session import Output, Pin
 
 
 class FakeProducer:
@@ -52,6 +55,22 @@ def test_at_most_once_never_sends_again() -> None:
     assert producer.config["message.send.max.retries"] == 0
     assert producer.config["enable.idempotence"] is False
     Producer({name: value for name, value in producer.config.items() if name != "on_delivery"})
+
+
+def test_at_most_once_what_is_not_acknowledged_is_given_up_and_told() -> None:
+    """Its event is lost, and nobody would know: lost silently."""
+    figures: Counter[str] = Counter()
+    guarantee = AtMostOnce({}, lambda _pin, _claims: None, 1.0, figures)
+    guarantee._outbox, producer = outbox(retries=False)
+    tp = TP("in", 0)
+    guarantee._given_up = {tp: 0}
+    batch = guarantee.new_batch(Pin("group", 1, "member"))
+    batch.consumed[tp] = 2
+    for _ in range(2):
+        batch.send(Output("t", b"k", b"v"))
+    producer.failures = [KafkaError._MSG_TIMED_OUT]
+    guarantee.commit(batch)
+    assert (guarantee._given_up, figures["given_up"]) == ({tp: 1}, 1)
 
 
 def test_at_least_once_sends_until_all_replicas_have_it() -> None:
