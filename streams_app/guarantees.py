@@ -317,10 +317,7 @@ class AtMostOnce(Unfenced):
         if lost:
             # Which partition's they were is not known, and all that counts is the sum.
             self._given_up[next(iter(batch.consumed))] += lost
-            self._count(
-                lost,
-                "as their outputs were not acknowledged, or their agent ended or took too long",
-            )
+            self._count(lost, "as their outputs were not acknowledged, or their agent ended or took too long")
 
     def rest(self, positions: Mapping[TP, int], pin: Pin) -> None:
         # Behind the position there may be events that were claimed and that no agent has begun: they are given back.

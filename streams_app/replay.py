@@ -94,7 +94,7 @@ class Transactions:
         #: Why records were refused, as the delivery reports say.
         self._reasons: list[str] = []
         self._new_producer = new_producer
-        config = {**letters.address.librdkafka(), "log_level": 0}
+        config = letters.address.librdkafka()
         self._session = Session(config, transactional_id, timeout_s=_TRANSACTION_TIMEOUT_S, new_producer=self._producer)
 
     def open(self, *, again: bool = False) -> None:

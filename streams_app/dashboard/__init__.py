@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from aiohttp import web
 
 from streams_app.dashboard.board import Board
+from streams_app.dashboard.observer import now_ms
 from streams_app.web import Problem
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def register(app: App) -> None:
     """Serve the page of ``app`` and its siblings."""
     files = {path.name: path for path in _PAGE.iterdir()}
     boards: list[Board] = []
-    started_ms = int(time.time() * 1000)
+    started_ms = now_ms()
 
     async def board() -> Board:
         if not boards:

@@ -24,7 +24,7 @@ import msgspec
 from mode import Service
 
 from streams_app.audit import audited_family
-from streams_app.dashboard.observer import LETTERS, Judged, Seen, Task
+from streams_app.dashboard.observer import LETTERS, Judged, Seen, Task, now_ms
 from streams_app.figures import Figures
 from streams_app.registry import followers, panels
 
@@ -94,7 +94,7 @@ class Board(Service):
         """How everything stands."""
         seen = self._seen
         return {
-            "now_ms": _now_ms(),
+            "now_ms": now_ms(),
             "seen_ms": seen.at_ms if seen else 0,
             "remark": self._remark,
             "trouble": seen.trouble if seen else "",
@@ -303,7 +303,3 @@ def _summary(judged: Judged) -> dict[str, Any]:
 
 def _event(name: str, data: Any) -> bytes:
     return b"event: %s\ndata: %s\n\n" % (name.encode(), msgspec.json.encode(data))
-
-
-def _now_ms() -> int:
-    return int(time.time() * 1000)

@@ -118,7 +118,7 @@ class Observer:
             if self._log is None:
                 self._log = Log(task.address, request_timeout_s=5.0)
             groups = self._cluster.look()
-            at_ms = _now_ms()
+            at_ms = now_ms()
             self._marks.note(groups, at_ms)
             self._newest.look(self._log)
             seen = Seen(at_ms, groups, [*self._marks.latest], self._newest.shown, None)
@@ -167,7 +167,8 @@ def _in_words(error: Exception) -> str:
     return what or type(error).__name__
 
 
-def _now_ms() -> int:
+def now_ms() -> int:
+    """This moment, as records have it."""
     return int(time.time() * 1000)
 
 
