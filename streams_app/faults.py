@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Mapping
 
@@ -34,7 +35,8 @@ def armed(env: Mapping[str, str] = os.environ) -> Callable[[str], None]:
             remaining -= 1
             if not remaining:
                 time.sleep(_TO_LEAVE_S)
-                os.kill(os.getpid(), _SIGNALS[action])
+                # To this thread: a signal to the process wakes another one, and this one may go on meanwhile.
+                signal.pthread_kill(threading.get_ident(), _SIGNALS[action])
 
     return step
 
