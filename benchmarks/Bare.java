@@ -74,7 +74,7 @@ public final class Bare {
         public synchronized void onRestoreEnd(TopicPartition partition, String store, long total) {
             records += total;
             if (--running == 0) {
-                System.out.printf("in %.3f s, %d records restored%n", (System.nanoTime() - startedNs) / 1e9, records);
+                System.out.printf("%d records restored in %.3f s%n", records, (System.nanoTime() - startedNs) / 1e9);
             }
         }
     }

@@ -2,9 +2,8 @@
 
 Each engine's table is filled once, by work. Then, round by round, one event lies ready and a worker starts without the files
 of its tables, ends tidily, and starts again with them. Measured are the records restored per second, by each engine's own
-word (ours: from the assignment until all partitions are ready; Kafka Streams: from the first partition's restore to the last
-one's end), and for both starts the time from the start of the process until a read_committed reader has the event's output,
-which needs nobody's word.
+word (from the first partition's restore to the last one's end), and for both starts the time from the start of the process
+until a read_committed reader has the event's output, which needs nobody's word.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from benchmarks.run import Run
 from streams_app.supervisor import Supervisor, WorkerProcess
 
 #: Our log line, and that of Bare.java.
-_RESTORED = re.compile(r"in ([\d.]+) s, (\d+) records restored")
+RESTORED = re.compile(r"([\d,]+) records restored in ([\d.]+) s")
 _DEADLINE_S = 120.0
 
 
@@ -73,7 +72,8 @@ def _start(engine: Engine, run: Run, keys: int, start: int) -> dict[str, float]:
     finally:
         reader.close()
     expected = Balance(start, f"account-{start}", 2 * amount_of(start))
-    found = [(int(records), float(seconds)) for seconds, records in _RESTORED.findall(worker.log.read_text())]
+    said = RESTORED.findall(worker.log.read_text())
+    found = [(int(records.replace(",", "")), float(seconds)) for records, seconds in said]
     records, seconds = max(found, default=(0, 1.0))
     worker.log.unlink()
     return {"first_event_s": first_event_s, "records_per_s": records / seconds, "wrong": int(output != expected)}

@@ -27,7 +27,7 @@ from streams_app.store import Store
 TP = tuple[str, int]
 
 #: So many at most, or what came within that time.
-_CHUNK_RECORDS, _CHUNK_S = 20_000, 0.02
+_CHUNK_RECORDS, _CHUNK_S = 2_000, 0.02
 _NO_PROGRESS_S = 90.0
 #: How changelogs are read, with the app's own ``group.id``: the client wants one, and an ACL permits no other. It is not
 #: joined, and nothing is committed for it.
@@ -105,6 +105,8 @@ class Restoring:
 
     def end(self) -> None:
         """It is over, one way or another."""
+        if self.began_s is not None:
+            log.info("%s records restored in %.2f s", f"{self.records:,}", time.monotonic() - self.began_s)
         self.began_s = None
 
 
@@ -126,16 +128,18 @@ def restore(
     """
     behind = {tp for tp in stores if starts[tp] < ends[tp]}
     progress.begin(starts, ends)
-    if behind:
-        reader = Consumer({**config, **READER})
-        try:
-            reader.assign([TopicPartition(*tp, starts[tp]) for tp in behind])
-            _read(reader, stores, {tp: starts[tp] for tp in behind}, ends, progress, cancelled)
-        finally:
-            progress.end()
-            discard(reader, "close")
-    for store in stores.values():
-        store.finish_restore()
+    try:
+        if behind:
+            reader = Consumer({**config, **READER})
+            try:
+                reader.assign([TopicPartition(*tp, starts[tp]) for tp in behind])
+                _read(reader, stores, {tp: starts[tp] for tp in behind}, ends, progress, cancelled)
+            finally:
+                discard(reader, "close")
+        for store in stores.values():
+            store.finish_restore()
+    finally:
+        progress.end()
 
 
 def _read(

@@ -21,6 +21,7 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 from faust.types import TP
 
+from benchmarks.restore import RESTORED
 from lab.wire import Wire
 from streams_app.embedded import free_port
 from streams_app.errors import KafkaUnreachable, PartitionsLost, StartRefused
@@ -319,8 +320,11 @@ def test_a_restore_says_how_far_it_is(corner: Corner) -> None:
     assert progress.remaining_s is None, "over"
 
 
-def test_what_a_restore_takes_still_is_told_by_what_it_took(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_restore_takes_still_is_told_by_what_it_took(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """A number that jumps about, or is wrong by an order, is none."""
+    caplog.set_level("INFO")
     now_s = 100.0
     monkeypatch.setattr("streams_app.restore.time.monotonic", lambda: now_s)
     progress = Restoring()
@@ -333,6 +337,10 @@ def test_what_a_restore_takes_still_is_told_by_what_it_took(monkeypatch: pytest.
     now_s += 5
     assert progress.remaining_s == 15
     assert progress.text == "50 of 200 changelog offsets restored (25 %), about 15 s to go"
+    progress.applied(1_990, 150)
+    progress.end()
+    assert progress.remaining_s is None, "over"
+    assert RESTORED.findall(caplog.text) == [("2,000", "5.00")]
 
 
 @pytest.mark.parametrize("error", ["no leader", None])
