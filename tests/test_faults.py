@@ -37,9 +37,9 @@ def running(script: str, stdout: int | None = None) -> Iterator[subprocess.Popen
 def test_a_frozen_process_does_nothing_behind_the_place_where_it_froze() -> None:
     """Else, on a busy machine, a commit that was to stay open ends: what a test shows then is something else."""
     with ExitStack() as others:
-        for _ in range(4):
+        for _ in range(2):
             others.enter_context(running("while True: pass"))
-        for _ in range(8):
+        for _ in range(4):
             with running(SCRIPT, subprocess.PIPE) as process:
                 assert process.stdout is not None
                 # Told when all of its threads have stopped.
