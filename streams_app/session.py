@@ -61,7 +61,10 @@ REFUSED = frozenset(
         KafkaError.INVALID_TIMESTAMP,
     }
 )
-_FENCED = frozenset({KafkaError._FENCED, KafkaError.PRODUCER_FENCED, KafkaError.INVALID_PRODUCER_EPOCH})
+#: The last is what a producer says of every record that it is given behind its fatal error, which being fenced is.
+_FENCED = frozenset(
+    {KafkaError._FENCED, KafkaError.PRODUCER_FENCED, KafkaError.INVALID_PRODUCER_EPOCH, KafkaError._FATAL}
+)
 
 
 class Pin(NamedTuple):

@@ -203,6 +203,14 @@ def test_a_fence_is_noticed_where_another_callback_gets_the_blame() -> None:
     assert session.fenced
 
 
+def test_a_fence_is_noticed_by_who_hands_over_records_behind_it() -> None:
+    """It was told so in the background; the records are refused with another error, and a replay went on."""
+    session, _ = opened({"refused": KafkaError(KafkaError._FATAL)})
+    with pytest.raises(TransactionAborted, match="produce: _FATAL"):
+        run(session)
+    assert session.fenced
+
+
 def test_a_fence_is_noticed() -> None:
     """Twice within a minute it means that the slot was copied: then another name is needed."""
     session, _ = opened({"end": kafka_error(KafkaError._FENCED, fatal=True)})

@@ -122,17 +122,19 @@ def test_whoever_starts_on_the_wire_stays_on_it_and_nobody_else_is_there(
 def test_a_producer_goes_on_after_a_cut(kafka: EmbeddedKafka, wire: Wire, topic: str) -> None:
     """A cut that never heals, or that hits everybody, tells nothing about recovery."""
     mine = producer(wire.url)
+    mine.produce(topic, "before")  # or it would have no connection that lasts
+    assert mine.flush(WAIT_S) == 0
     wire.cut()
     assert wire.struck["cut"] > 0
     closed = wire.struck["cut"]
     mine.produce(topic, "mine")
     wait_until(lambda: mine.poll(0) is not None and wire.struck["cut"] > closed, "a new connection refused")
     write(kafka.url, topic, "of another")
-    assert committed(kafka, topic) == ["of another"]
+    assert committed(kafka, topic) == ["before", "of another"]
     wire.heal()
     wire.heal()
     assert mine.flush(WAIT_S) == 0
-    assert committed(kafka, topic) == ["of another", "mine"]
+    assert committed(kafka, topic) == ["before", "of another", "mine"]
 
 
 def test_nothing_passes_a_half_open_wire_and_the_end_of_it_is_a_reset(
