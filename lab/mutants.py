@@ -453,6 +453,14 @@ MUTANTS = (
         test="test_session.py::test_a_broken_session_does_nothing_until_it_is_opened_anew",
     ),
     Mutant(
+        "takes what a fence leaves behind for trouble",
+        "",
+        "streams_app/session.py",
+        "KafkaError.INVALID_PRODUCER_EPOCH, KafkaError._FATAL}",
+        "KafkaError.INVALID_PRODUCER_EPOCH}",
+        test="test_session.py::test_a_fence_is_noticed_by_who_hands_over_records_behind_it",
+    ),
+    Mutant(
         "does not rewind after a dropped batch",
         "5",
         "streams_app/engine.py",
