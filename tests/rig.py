@@ -46,6 +46,15 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def is_frozen(pid: int) -> bool:
+    """Whether SIGSTOP has stopped all threads of a process: they stop one by one, on a busy machine some of them late."""
+    threads = Path(f"/proc/{pid}/task").glob("*/stat")
+    try:
+        return all(each.read_text().rpartition(")")[2].split()[0] == "T" for each in threads)
+    except (FileNotFoundError, ProcessLookupError):
+        return False  # a thread has ended meanwhile
+
+
 class Worker:
     """A worker process of a test app."""
 
@@ -89,7 +98,7 @@ class Worker:
     @property
     def frozen(self) -> bool:
         """Whether the process was stopped by SIGSTOP."""
-        return Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+        return is_frozen(self.pid)
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal."""

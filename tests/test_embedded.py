@@ -20,6 +20,7 @@ from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic
 
 from streams_app import embedded
 from streams_app.embedded import Broker, EmbeddedKafka, EmbeddedKafkaError, free_port
+from tests.rig import is_frozen, wait_until
 
 ROOT = Path(__file__).parents[1]
 WAIT_S = 60
@@ -148,6 +149,7 @@ def test_a_broker_that_runs_but_does_not_answer_is_replaced(folder: Path, monkey
         pid = kafka.brokers[0].pid
         assert pid is not None
         os.kill(pid, signal.SIGSTOP)
+        wait_until(lambda: is_frozen(pid), "the broker froze")
         with EmbeddedKafka.ensure(folder) as second:
             assert second.url == kafka.url
             assert second.brokers[0].pid not in (None, pid)
