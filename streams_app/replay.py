@@ -29,7 +29,7 @@ from streams_app.errors import (
 from streams_app.letters import OURS, Choice, Letter, Letters, Listing, Place
 from streams_app.outbox import Outbox
 from streams_app.registry import Findings
-from streams_app.session import Outgoing, Output, Session, header_bytes
+from streams_app.session import FENCED, Outgoing, Output, Session, header_bytes
 
 #: Of a replayed record: the letter's place in the dead letters, ``partition@offset``.
 REPLAYED = "dlq.replayed"
@@ -55,19 +55,13 @@ _NOT_PERMITTED = frozenset(
     }
 )
 #: What delivery reports say when the transaction or the brokers failed: other records of the transaction are purged.
-_NOT_ABOUT_THE_RECORD = frozenset(
-    {
-        KafkaError._PURGE_QUEUE,
-        KafkaError._PURGE_INFLIGHT,
-        KafkaError._MSG_TIMED_OUT,
-        KafkaError._TIMED_OUT,
-        KafkaError._TRANSPORT,
-        KafkaError._FATAL,
-        KafkaError._FENCED,
-        KafkaError.PRODUCER_FENCED,
-        KafkaError.INVALID_PRODUCER_EPOCH,
-    }
-)
+_NOT_ABOUT_THE_RECORD = FENCED | {
+    KafkaError._PURGE_QUEUE,
+    KafkaError._PURGE_INFLIGHT,
+    KafkaError._MSG_TIMED_OUT,
+    KafkaError._TIMED_OUT,
+    KafkaError._TRANSPORT,
+}
 
 #: Called with the number of letters that are through.
 OnProgress: TypeAlias = Callable[[int], None]

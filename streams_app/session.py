@@ -62,7 +62,7 @@ REFUSED = frozenset(
     }
 )
 #: The last is what a producer says of every record that it is given behind its fatal error, which being fenced is.
-_FENCED = frozenset(
+FENCED = frozenset(
     {KafkaError._FENCED, KafkaError.PRODUCER_FENCED, KafkaError.INVALID_PRODUCER_EPOCH, KafkaError._FATAL}
 )
 
@@ -366,7 +366,7 @@ class Session:
 
     def _break(self, error: BaseException) -> None:
         self.broken = True
-        self.fenced = isinstance(error, KafkaException) and error.args[0].code() in _FENCED
+        self.fenced = isinstance(error, KafkaException) and error.args[0].code() in FENCED
 
 
 class _Ear:
